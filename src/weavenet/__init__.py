@@ -1,0 +1,1 @@
+"""weavenet: a Kubernetes network plugin on Weave Net's wire protocols."""

@@ -1,0 +1,1 @@
+"""The control API: its bodies, its texts, its client."""

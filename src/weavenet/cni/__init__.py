@@ -1,0 +1,1 @@
+"""The CNI contract, with older versions converted at the edge."""

@@ -1,0 +1,1 @@
+"""Bytes: parsing and building, with no idea what they are for."""

@@ -1,0 +1,1 @@
+"""What the host's kernel should look like, and how to get there."""

@@ -1,0 +1,314 @@
+"""All that a core may be given, and all that it may ask for or tell its siblings.
+
+A core method is a plain `def`: an input and `now` in, a list of effects and signals out. The shell performs effects in
+the order of one outbox, so `Persist` before `SendTcp` *is* the durability rule. Signals never reach the shell: the node
+routes each to the core that needs it (node/node.py), and effects of that core take the signal's place in the order.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import NewType, Protocol
+
+from weavenet.address import Cidr, Endpoint
+from weavenet.identity import ConnectionUID, PeerName
+
+# A TCP connection as shell and cores call it. Dialled ones get odd numbers from the core, accepted ones even numbers
+# from the shell, so that both can count without asking each other. Never reused within a process.
+ConnectionNumber = NewType("ConnectionNumber", int)
+# A request of the API or of CNI that waits for a `Reply`.
+RequestNumber = NewType("RequestNumber", int)
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """The time at which an input arrived: monotonic for intervals, wall clock only for what people or peers read."""
+
+    monotonic_s: float
+    wall_s: float
+
+
+class Entropy(Protocol):
+    """Where a core gets its random numbers: the operating system in the agent, a seed in the simulator."""
+
+    def bits(self, count: int) -> int:
+        """Return a uniform integer of that many bits."""
+        ...
+
+    def octets(self, count: int) -> bytes:
+        """Return that many uniform bytes."""
+        ...
+
+    def fraction(self) -> float:
+        """Return a uniform number in [0, 1)."""
+        ...
+
+
+class Level(Enum):
+    """How loud a note is."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class GossipKind(Enum):
+    """How a gossip message came, or is to go."""
+
+    NEIGHBOUR = 4  # periodic or on a new connection; the source is the immediate sender
+    UNICAST = 5
+    BROADCAST = 6
+
+
+# --- effects: what the shell does, in order ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """Open a TCP connection; answered by an opened or a failed input for the same number."""
+
+    connection: ConnectionNumber
+    remote: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class SendTcp:
+    """Write bytes to a connection; writing to one that has closed is not an error."""
+
+    connection: ConnectionNumber
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CloseTcp:
+    """Close a connection, at once (RST) and without a further input about it. Unknown numbers are fine."""
+
+    connection: ConnectionNumber
+
+
+@dataclass(frozen=True, slots=True)
+class SendSpecialFrame:
+    """Send a frame that is not pod traffic (a fastdp heartbeat: both MACs zero) through the VXLAN device."""
+
+    remote: Endpoint
+    vni: int
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PutValue:
+    """Store a value under a key: `peername`, `ring`, `targets`."""
+
+    key: str
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PutAllocation:
+    """Store that an identifier (a container) holds an address."""
+
+    ident: str
+    address: Cidr
+    is_container: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DropAllocation:
+    """Forget that an identifier holds an address."""
+
+    ident: str
+    address: Cidr
+
+
+@dataclass(frozen=True, slots=True)
+class ClearStore:
+    """Forget every value and allocation: the data are of another peer or another range."""
+
+
+StoreChange = PutValue | PutAllocation | DropAllocation | ClearStore
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """Make changes durable, as one transaction, before any later effect is performed. Failing is fatal."""
+
+    changes: tuple[StoreChange, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reconcile:
+    """Something about the wanted state of the kernel may have changed: look again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something worth telling an operator. The text carries no time and no level."""
+
+    level: Level
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """The outcome of a request for addresses."""
+
+    addresses: tuple[Cidr, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The outcome of a request that has nothing to report."""
+
+
+@dataclass(frozen=True, slots=True)
+class TookOver:
+    """The outcome of taking over a dead peer's ranges: how many addresses became ours."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The outcome of a request that was given up, by its caller or by our shutting down."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The outcome of a request that cannot be served; the text is for the user."""
+
+    reason: str
+
+
+Outcome = Granted | Done | TookOver | Cancelled | Refused
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Answer a waiting request."""
+
+    request: RequestNumber
+    outcome: Outcome
+
+
+Effect = Dial | SendTcp | CloseTcp | SendSpecialFrame | Persist | Reconcile | Note | Reply
+
+
+# --- signals: what one core tells another, through the node -----------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class GossipArrived:
+    """Mesh: a message for a registered channel came. Its owner may relay it, or refuse it and so close the connection.
+
+    For NEIGHBOUR gossip `source` is the immediate sender, for the others the origin.
+    """
+
+    connection: ConnectionNumber
+    channel: str
+    kind: GossipKind
+    source: PeerName
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionAdded:
+    """Mesh: a connection finished its introduction and is in the topology; overlays may start talking."""
+
+    connection: ConnectionNumber
+    remote_name: PeerName
+    local: Endpoint
+    remote: Endpoint
+    outbound: bool
+    uid: ConnectionUID
+    overlay_key: bytes | None  # the session key where overlay traffic must be encrypted
+    overlays: tuple[str, ...] | None  # the remote's, in its order; None: it never sent the feature
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionGone:
+    """Mesh: a connection that had been added is no more."""
+
+    connection: ConnectionNumber
+    remote_name: PeerName
+
+
+@dataclass(frozen=True, slots=True)
+class OverlayControlArrived:
+    """Mesh: the overlay payload of a tag 7 message: index byte, overlay tag byte, rest."""
+
+    connection: ConnectionNumber
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PeersRemoved:
+    """Mesh: these peers can no longer be reached in any way and were forgotten."""
+
+    names: tuple[PeerName, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RoutesChanged:
+    """Mesh: routes were recalculated, or short IDs moved; what the data plane knows may be stale."""
+
+
+@dataclass(frozen=True, slots=True)
+class OverlayEstablished:
+    """Overlay: packets flow both ways; the connection counts as established."""
+
+    connection: ConnectionNumber
+
+
+@dataclass(frozen=True, slots=True)
+class OverlayFailed:
+    """Overlay: nothing works over this connection; it must end."""
+
+    connection: ConnectionNumber
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SendOverlayControl:
+    """Overlay: send a tag 7 message with this payload (index byte, overlay tag byte, rest)."""
+
+    connection: ConnectionNumber
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LinksChanged:
+    """Overlay: the set of usable links, or the overlay one uses, changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class SendUnicast:
+    """IPAM: send a message to one peer by way of the mesh."""
+
+    channel: str
+    destination: PeerName
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SendBroadcast:
+    """IPAM: tell every peer the channel's latest state, encoded when it is really sent."""
+
+    channel: str
+
+
+Signal = (
+    GossipArrived
+    | ConnectionAdded
+    | ConnectionGone
+    | OverlayControlArrived
+    | PeersRemoved
+    | RoutesChanged
+    | OverlayEstablished
+    | OverlayFailed
+    | SendOverlayControl
+    | LinksChanged
+    | SendUnicast
+    | SendBroadcast
+)
+
+Output = Effect | Signal

@@ -1,0 +1,1 @@
+"""The cores composed: one pure object that the agent and the simulator drive."""

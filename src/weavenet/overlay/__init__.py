@@ -1,0 +1,1 @@
+"""How packets cross between two connected peers."""

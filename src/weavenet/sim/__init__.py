@@ -1,0 +1,1 @@
+"""The production node in virtual time, with seeded faults."""
