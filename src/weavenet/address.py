@@ -5,14 +5,16 @@ end beyond the last address and two neighbours share one number. Nothing here de
 is what an IPv6 version would change.
 """
 
+import ipaddress
 from dataclasses import dataclass
 from typing import NewType, Self
 
-from weavenet.errors import AddressError
+from weavenet.errors import AddressError, SubnetError
 
 Address = NewType("Address", int)
 
 BITS = 32
+SUBNET_SIZE_MIN = 4  # network, broadcast, and two hosts
 _OCTETS = 4
 _OCTET_MAX = 255
 _OCTET_DIGITS_MAX = 3
@@ -86,6 +88,15 @@ class Range:
             blocks.append(Cidr(Address(at), BITS - (size.bit_length() - 1)))
             at += size
         return blocks
+
+    def as_cidr_text(self) -> str:
+        """Write the range the way Weave's messages do: as one CIDR if its size is a power of two, else as two ends.
+
+        Weave looks at the size only, so an unaligned range reads as a CIDR, too.
+        """
+        if self.size and not self.size & (self.size - 1):
+            return str(Cidr(self.start, BITS - (self.size.bit_length() - 1)))
+        return str(self)
 
     def biggest_cidr_block(self) -> "Range":
         """Return the largest aligned power-of-two block in the range, the lowest of equals; empty for an empty one."""
@@ -164,3 +175,31 @@ class Endpoint:
 
     def __str__(self) -> str:
         return f"{format_address(self.address)}:{self.port}"
+
+
+def parse_subnet(text: str) -> Cidr:
+    """Read a subnet that addresses can be given from. Raises SubnetError, with Weave's words.
+
+    Of two faults Weave names the size (docs/protocol.md, "Subnets and CIDRs").
+    """
+    try:
+        cidr = Cidr.parse(text)
+    except AddressError as error:
+        reason = "Non-IPv4 address not supported" if _is_ipv6_network(text) else "invalid CIDR address"
+        raise SubnetError(text, reason) from error
+    if cidr.size < SUBNET_SIZE_MIN:
+        raise SubnetError(text, f"invalid subnet - smaller than minimum size {SUBNET_SIZE_MIN}")
+    if not cidr.is_subnet:
+        raise SubnetError(text, "invalid subnet - bits after network prefix are not all zero")
+    return cidr
+
+
+def _is_ipv6_network(text: str) -> bool:
+    _, _, length_text = text.partition("/")
+    if not (length_text.isascii() and length_text.isdigit()):
+        return False
+    try:
+        ipaddress.IPv6Network(text, strict=False)
+    except ValueError:
+        return False
+    return True

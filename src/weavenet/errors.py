@@ -3,6 +3,7 @@
     WeavenetError
     ├── InputError                  the user or their configuration asked for something impossible
     │   ├── AddressError
+    │   │   └── SubnetError         a text is no subnet that addresses can be given from
     │   ├── PeerNameError
     │   └── ConfigError
     ├── RemoteError                 a peer broke the protocol, or is not one; costs it the connection and nobody else
@@ -10,13 +11,25 @@
     │   │   ├── TruncatedError
     │   │   └── GobError
     │   ├── HandshakeError          the introduction failed
+    │   │   ├── NameCollisionError
+    │   │   └── SelfConnectionError
     │   ├── ProtocolError           a message after the introduction was wrong
-    │   └── GossipError             a channel refused what it was told (ring conflicts are here)
+    │   └── GossipError             a channel refused what it was told
+    │       └── RingError           a received ring is not one, or contradicts ours
+    │           ├── DifferentSeedsError
+    │           └── DifferentRangeError
     ├── IpamError                   an address could not be given, claimed, found or freed
+    │   └── IpamWaitError           it may come by itself
     ├── KernelError                 the kernel refused an operation
+    │   ├── RefusedError            with the errno it gave
+    │   ├── IncompatibleDeviceError a device that is not ours has one of our names
+    │   └── NamespaceError          a pod's network namespace cannot be used
     ├── StoreError                  the database could not be read or written
     ├── CniError                    an answer to the container runtime, with its CNI code
-    └── ApiError                    the agent cannot be reached, or refused a request
+    ├── ApiError                    the agent cannot be reached, or refused a request
+    │   ├── AgentAwayError          nobody answers at the socket
+    │   └── ApiStatusError          the agent answered with an HTTP status that is not a success
+    └── LabError                    a lab of network namespaces could not be made, used or taken down
 
 "They broke it" is always a RemoteError. What *we* broke is an AssertionError, which ends the process.
 """
@@ -41,6 +54,15 @@ class AddressError(InputError):
         super().__init__(f"invalid address {text!r}: {reason}")
         self.text = text
         self.reason = reason
+
+
+class SubnetError(AddressError):
+    """A text is not a subnet that addresses can be given from; the message is Weave's."""
+
+    def __init__(self, text: str, reason: str) -> None:
+        """Keep the text as given and why it was refused."""
+        super().__init__(text, reason)
+        self.args = (f"{reason}: {text}",)
 
 
 class PeerNameError(InputError):
@@ -79,12 +101,40 @@ class HandshakeError(RemoteError):
     """The introduction of a connection failed; the text is Weave's where Weave has one."""
 
 
+class NameCollisionError(HandshakeError):
+    """Another peer has our name; trying again cannot help."""
+
+
+class SelfConnectionError(HandshakeError):
+    """We have connected to ourself."""
+
+
 class ProtocolError(RemoteError):
     """A message after the introduction was wrong."""
 
 
 class GossipError(RemoteError):
     """A gossip channel refused what it was told."""
+
+
+class RingError(GossipError):
+    """A received ring breaks a rule of rings, or says that others own what we own; the text is Weave's."""
+
+
+class DifferentSeedsError(RingError):
+    """A received ring began from other peers than ours: two rings were made, and one of them has to go."""
+
+    def __init__(self) -> None:
+        """Use Weave's words; whoever knows the names says more."""
+        super().__init__("Received ring was seeded differently from ours")
+
+
+class DifferentRangeError(RingError):
+    """A received ring is of another range than ours: the peers were configured differently."""
+
+    def __init__(self) -> None:
+        """Use Weave's words; whoever knows both ranges says more."""
+        super().__init__("Received range differs from ours")
 
 
 # --- ipam -------------------------------------------------------------------------------------------------------------
@@ -94,11 +144,45 @@ class IpamError(WeavenetError):
     """An address could not be given, claimed, found or freed; the text is Weave's where Weave has one."""
 
 
+class IpamWaitError(IpamError):
+    """An address could not be given yet: what it waits for may still come, without anybody doing anything."""
+
+
 # --- kernel -----------------------------------------------------------------------------------------------------------
 
 
 class KernelError(WeavenetError):
     """The kernel refused an operation."""
+
+
+class RefusedError(KernelError):
+    """A system call or a netlink request failed."""
+
+    def __init__(self, operation: str, number: int, explanation: str) -> None:
+        """Keep what was tried and the errno; the explanation is the kernel's own where it gave one."""
+        super().__init__(f"cannot {operation}: {explanation}")
+        self.operation = operation
+        self.number = number
+        self.explanation = explanation
+
+
+class IncompatibleDeviceError(KernelError):
+    """A device that is not ours has one of our names, and cannot be made to do."""
+
+    def __init__(self, device: str, attribute: str, actual: str, wanted: str) -> None:
+        """Keep which attribute differs, and how."""
+        super().__init__(
+            f"{device!r} already exists, is not ours, and is incompatible: {attribute}: {actual} vs {wanted}; "
+            f"remove what it belongs to, or that device (ip link delete {device})"
+        )
+        self.device = device
+        self.attribute = attribute
+        self.actual = actual
+        self.wanted = wanted
+
+
+class NamespaceError(KernelError):
+    """A pod's network namespace cannot be used; the text is Weave's where Weave has one."""
 
 
 # --- store ------------------------------------------------------------------------------------------------------------
@@ -127,3 +211,29 @@ class CniError(WeavenetError):
 
 class ApiError(WeavenetError):
     """The agent cannot be reached, or refused a request."""
+
+
+class AgentAwayError(ApiError):
+    """Nobody answers at the socket. `was_there` tells an agent that has ended from one that was never started."""
+
+    def __init__(self, message: str, *, was_there: bool) -> None:
+        """Keep which of the two it is: Weave's script has an exit status for each."""
+        super().__init__(message)
+        self.was_there = was_there
+
+
+class ApiStatusError(ApiError):
+    """The agent answered, and the answer is no. The message is the body."""
+
+    def __init__(self, status: int, body: str) -> None:
+        """Keep the HTTP status and the text."""
+        super().__init__(body.rstrip("\n") or f"the agent answered with HTTP status {status}")
+        self.status = status
+        self.body = body
+
+
+# --- lab --------------------------------------------------------------------------------------------------------------
+
+
+class LabError(WeavenetError):
+    """A lab of network namespaces could not be made, used or taken down; says what failed, why, and what to do."""

@@ -1,8 +1,8 @@
 """Who a peer is: its name, its incarnation, and the short number the data plane knows it by.
 
 A *peer name* is 48 bits, written like a MAC address, and stays the same across restarts. A *UID* is 64 random bits
-drawn by each process, so a restarted peer can be told from its former self. A *short ID* is 12 random bits, small enough for
-two of them to share a VXLAN network identifier. Source: docs/protocol.md, "Identity".
+drawn by each process, so a restarted peer can be told from its former self. A *short ID* is 12 random bits, small
+enough for two of them to share a VXLAN network identifier. Source: docs/protocol.md, "Identity".
 """
 
 from typing import NewType

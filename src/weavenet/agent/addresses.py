@@ -1,0 +1,94 @@
+"""The node's IPAM as the CNI verbs see it, and the one address that is the host's own."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import assert_never
+
+from weavenet.address import Address, Cidr
+from weavenet.agent.loop import NodeLoop
+from weavenet.effects import Cancelled, Done, Granted, Outcome, Refused, TookOver
+from weavenet.errors import IpamError
+from weavenet.node import inputs as i
+
+EXPOSED = "weave:expose"  # Weave's identifier for the bridge's own address
+ALLOCATE_S = 60.0  # then the runtime is told to try again
+RELEASE_S = 30.0
+
+_OFF = "IP address allocation is off: the agent was started without --ipalloc-range"
+
+
+class NodeAddresses:
+    """An `AddressService` (agent/attach.py) over the node loop."""
+
+    def __init__(self, loop: NodeLoop, expose: Callable[[Cidr], Awaitable[None]]) -> None:
+        """`expose` gives the bridge an address."""
+        self._loop = loop
+        self._expose = expose
+        self._exposing = asyncio.Lock()
+
+    async def allocate(self, ident: str, subnet: Cidr | None) -> Cidr:
+        """Return the identifier's address in a subnet, or in the default one. Raises IpamError."""
+        is_container = ident != EXPOSED
+        outcome = await self._loop.request(
+            lambda number: i.Allocate(number, ident, subnet, is_container=is_container),
+            ALLOCATE_S,
+        )
+        match outcome:
+            case Granted(addresses):
+                return addresses[0]
+            case Cancelled():
+                raise IpamError(f"no address became available within {ALLOCATE_S:.0f} s; {self._why_waiting()}")
+            case _:
+                raise IpamError(_reason(outcome))
+
+    async def release(self, ident: str) -> None:
+        """Free all that an identifier holds. Raises IpamError."""
+        outcome = await self._loop.request(lambda number: i.Release(number, ident), RELEASE_S)
+        if not isinstance(outcome, Done):
+            raise IpamError(_reason(outcome))
+
+    async def lookup(self, ident: str) -> tuple[Cidr, ...]:
+        """Return what an identifier holds, in whatever subnet."""
+        ipam = self._loop.node.ipam
+        return () if ipam is None else ipam.owned().get(ident, ())
+
+    async def owned(self) -> Mapping[str, tuple[Cidr, ...]]:
+        """Return all that identifiers hold on this node."""
+        ipam = self._loop.node.ipam
+        return {} if ipam is None else ipam.owned()
+
+    async def refusal(self) -> Refused | None:
+        """Return why no address could be given now; None if one could be."""
+        ipam = self._loop.node.ipam
+        if ipam is None:
+            return Refused(_OFF)
+        if ipam.can_allocate():
+            return None
+        return Refused(f"no free address is left in {ipam.config.default_subnet}, here or at any peer we know of")
+
+    async def gateway(self, subnet: Cidr) -> Address | None:
+        """Return an address of the bridge in that subnet, or else its first one; a bridge without any gets one."""
+        held = await self.lookup(EXPOSED)
+        if not held:
+            async with self._exposing:  # twenty pods that start at once want one gateway
+                held = await self.lookup(EXPOSED) or (await self.allocate(EXPOSED, None),)
+                await self._expose(held[0])
+        inside = [cidr.address for cidr in held if cidr.address in subnet.range]
+        return inside[0] if inside else held[0].address
+
+    def _why_waiting(self) -> str:
+        ipam = self._loop.node.ipam
+        assert ipam is not None
+        return f"IP allocation is {ipam.status().summary}"
+
+
+def _reason(outcome: Outcome) -> str:
+    match outcome:
+        case Refused(reason):
+            return reason
+        case Cancelled():
+            return "cancelled"
+        case Granted() | Done() | TookOver():
+            raise AssertionError(f"{outcome} answers another kind of request")
+        case _:
+            assert_never(outcome)

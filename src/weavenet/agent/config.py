@@ -1,0 +1,208 @@
+"""What the agent is told: Weave's flags where Weave has them, checked once, here, into types that are right."""
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from weavenet.address import Cidr, parse_subnet
+from weavenet.errors import AddressError, ConfigError
+from weavenet.identity import PeerName, parse_peer_name
+from weavenet.ipam.modes import InitMode, parse_init_mode
+
+DEFAULT_PORT = 6783
+DEFAULT_MTU_BYTES = 1376  # Weave's: the smallest known cloud underlay less VXLAN and ESP
+DEFAULT_RANGE = "10.32.0.0/12"
+DEFAULT_STATE_DIR = Path("/var/lib/weavenet")
+DEFAULT_RUN_DIR = Path("/run/weavenet")
+DEFAULT_BPF_DIR = Path("/sys/fs/bpf/weavenet")
+DEFAULT_BPF_OBJECT = Path(__file__).parents[3] / "build" / "fastdp.o"
+MTU_MIN, MTU_MAX = 576, 65485  # RFC 791's least; 65535 less the 50 bytes of VXLAN
+PORT_MAX = 65534  # the VXLAN port is one above
+IFNAME_LENGTH_MAX = 15  # IFNAMSIZ less the terminating zero
+
+
+class Password:
+    """A secret that prints as `<redacted>`."""
+
+    def __init__(self, text: str) -> None:
+        """Keep the bytes; nothing else of the text."""
+        self._raw = text.encode()
+
+    def reveal(self) -> bytes:
+        """Return the bytes, for key derivation only."""
+        return self._raw
+
+    def __repr__(self) -> str:
+        return "<redacted>"
+
+
+@dataclass(frozen=True, slots=True)
+class IpamOptions:
+    """The addresses to share."""
+
+    universe: Cidr
+    default_subnet: Cidr
+    mode: InitMode
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """One agent, as asked for."""
+
+    name: PeerName | None
+    nickname: str
+    host: str
+    port: int
+    password: Password | None
+    trusted_subnets: tuple[Cidr, ...]
+    connection_limit: int
+    discovery: bool
+    min_protocol_version: int
+    mtu_bytes: int
+    bridge: str
+    ipam: IpamOptions | None
+    peers: tuple[str, ...]
+    resume: bool
+    state_dir: Path
+    run_dir: Path
+    bpf_dir: Path
+    bpf_object: Path
+    host_root: Path
+    status_address: str
+    http_address: str
+    log_level: str
+
+    @property
+    def vxlan_port(self) -> int:
+        """Weave's rule: the mesh port plus one."""
+        return self.port + 1
+
+    @property
+    def database(self) -> Path:
+        """Where everything that must outlive the process is."""
+        return self.state_dir / "weavenet.db"
+
+    @property
+    def control_socket(self) -> Path:
+        """Where the `weave` command talks to us."""
+        return self.run_dir / "weave.sock"
+
+    @property
+    def cni_socket(self) -> Path:
+        """Where the CNI executable talks to us."""
+        return self.run_dir / "cni.sock"
+
+
+def read_password(given: str | None, file: Path | None) -> Password | None:
+    """Take the password from a file, the flag, or WEAVE_PASSWORD; blank is none. Raises ConfigError."""
+    if file is not None:
+        try:
+            given = file.read_text().rstrip("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read --password-file {file}: {error}") from error
+    elif given is None:
+        given = os.environ.get("WEAVE_PASSWORD")
+    return Password(given) if given else None
+
+
+def parse_ipam_options(universe: str, default_subnet: str, init: str) -> IpamOptions | None:
+    """Check the three IPAM flags together; no range means no IPAM. Raises ConfigError with Weave's words."""
+    if not universe:
+        if init:
+            raise ConfigError("--ipalloc-init specified without --ipalloc-range.")
+        if default_subnet:
+            raise ConfigError("--ipalloc-default-subnet specified without --ipalloc-range.")
+        return None
+    whole = parse_subnet(universe)
+    subnet = parse_subnet(default_subnet) if default_subnet else whole
+    if not subnet.range.overlaps(whole.range):
+        raise ConfigError(
+            f"IP address allocation default subnet {subnet} does not overlap with allocation range {whole}"
+        )
+    return IpamOptions(whole, subnet, parse_init_mode(init or "consensus"))
+
+
+def parse_trusted_subnets(text: str) -> tuple[Cidr, ...]:
+    """Read comma-separated subnets. Raises ConfigError."""
+    try:
+        return tuple(Cidr.parse(part.strip()).network for part in text.split(",") if part.strip())
+    except AddressError as error:
+        raise ConfigError(f"--trusted-subnets: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Flags:
+    """The command line, as parsed but not yet checked; names are those of the flags."""
+
+    name: str
+    nickname: str
+    host: str
+    port: int
+    password: str | None
+    password_file: Path | None
+    trusted_subnets: str
+    conn_limit: int
+    no_discovery: bool
+    min_protocol_version: int
+    mtu: int
+    weave_bridge: str
+    ipalloc_range: str
+    ipalloc_default_subnet: str
+    ipalloc_init: str
+    resume: bool
+    state_dir: Path
+    run_dir: Path
+    bpf_dir: Path
+    bpf_object: Path
+    host_root: Path
+    status_addr: str
+    http_addr: str
+    log_level: str
+    peers: tuple[str, ...]
+
+
+def build_config(flags: Flags) -> AgentConfig:
+    """Check the flags. Raises ConfigError or another InputError that says which one is wrong and why."""
+    if flags.mtu and flags.mtu < MTU_MIN:
+        raise ConfigError(f"--mtu {flags.mtu} is too small for IPv4: give at least {MTU_MIN}, or 0 for the default")
+    if flags.resume and flags.peers:
+        raise ConfigError("You must not specify an initial peer list in conjunction with --resume")
+    if not 0 < len(flags.weave_bridge.encode()) <= IFNAME_LENGTH_MAX or set(flags.weave_bridge) & set("/: \t\n"):
+        raise ConfigError(
+            f"--weave-bridge {flags.weave_bridge!r} is no interface name: 1 to 15 bytes, no blank, / or :"
+        )
+    return AgentConfig(
+        name=parse_name(flags.name),
+        nickname=flags.nickname,
+        host=flags.host,
+        port=flags.port,
+        password=read_password(flags.password, flags.password_file),
+        trusted_subnets=parse_trusted_subnets(flags.trusted_subnets),
+        connection_limit=flags.conn_limit,
+        discovery=not flags.no_discovery,
+        min_protocol_version=flags.min_protocol_version,
+        mtu_bytes=flags.mtu or DEFAULT_MTU_BYTES,
+        bridge=flags.weave_bridge,
+        ipam=parse_ipam_options(flags.ipalloc_range, flags.ipalloc_default_subnet, flags.ipalloc_init),
+        peers=flags.peers,
+        resume=flags.resume,
+        state_dir=flags.state_dir.absolute(),
+        run_dir=flags.run_dir.absolute(),
+        bpf_dir=flags.bpf_dir.absolute(),
+        bpf_object=flags.bpf_object.absolute(),
+        host_root=flags.host_root,
+        status_address=flags.status_addr,
+        http_address=flags.http_addr,
+        log_level=flags.log_level,
+    )
+
+
+def parse_name(text: str) -> PeerName | None:
+    """Read --name; blank is none. Raises PeerNameError."""
+    return parse_peer_name(text) if text else None
+
+
+def default_nickname() -> str:
+    """Return the host's name."""
+    return socket.gethostname()

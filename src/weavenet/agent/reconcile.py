@@ -1,0 +1,124 @@
+"""Keeps the kernel as it should be: the tables whenever routes change, the devices whenever somebody touched them.
+
+Both are "look again", never deltas. Tables follow at once, since traffic waits for them. Devices are looked at when
+netlink says that something changed, but not before things have been quiet for a moment: twenty pods that start are one
+look and not twenty. Once a minute they are looked at anyway.
+
+What the kernel refuses is tried again, ever more slowly, logged once, and shown in `weave report` until it works.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+from weavenet.address import Cidr
+from weavenet.dataplane.desired import HostSettings
+from weavenet.dataplane.kernel import Datapath, Kernel, Watch, reconcile
+from weavenet.errors import KernelError
+from weavenet.overlay.forwarding import Forwarding
+
+QUIET_S = 0.5
+LOOK_ANYWAY_S = 60.0
+RETRY_S = (1.0, 30.0)
+
+TABLES, DEVICES = "tables", "devices"
+
+
+class Reconciler:
+    """One host's kernel, kept."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        datapath: Datapath,
+        settings: HostSettings,
+        thread: ThreadPoolExecutor,
+        log: logging.Logger,
+    ) -> None:
+        """All kernel calls are made in `thread`, one after the other."""
+        self._kernel = kernel
+        self._datapath = datapath
+        self._settings = settings
+        self._thread = thread
+        self._log = log
+        self._devices_wanted = asyncio.Event()
+        self._problems: dict[str, str] = {}
+
+    async def make_host(self) -> None:
+        """Bring the host's devices to what they should be. Raises KernelError: an agent without them is of no use."""
+        loop = asyncio.get_running_loop()
+        changes = await loop.run_in_executor(self._thread, reconcile, self._kernel, self._settings)
+        for change in changes:
+            self._log.info("kernel: %s", change)
+
+    async def expose(self, address: Cidr) -> None:
+        """Give the bridge an address, now and from now on. Raises KernelError."""
+        known = self._settings.addresses or ()
+        self._settings = replace(self._settings, addresses=(*known, address))
+        await self.make_host()
+
+    async def keep_tables(self, wanted: asyncio.Event, forwarding: Callable[[], Forwarding]) -> None:
+        """Fill the data plane's tables whenever `wanted` says so, until cancelled."""
+        loop = asyncio.get_running_loop()
+        retry_s = RETRY_S[0]
+        while True:
+            await wanted.wait()
+            wanted.clear()
+            try:
+                await loop.run_in_executor(self._thread, self._datapath.apply_forwarding, forwarding())
+            except KernelError as error:
+                self._failed(TABLES, f"cannot update the data plane's tables: {error}")
+                wanted.set()
+                await asyncio.sleep(retry_s)
+                retry_s = min(retry_s * 2, RETRY_S[1])
+            else:
+                self._worked(TABLES)
+                retry_s = RETRY_S[0]
+
+    async def keep_devices(self) -> None:
+        """Look after the devices, until cancelled."""
+        loop = asyncio.get_running_loop()
+        watch = self._kernel.changes()
+        loop.add_reader(watch.fileno(), self._hinted, watch)
+        retry_s = RETRY_S[0]
+        try:
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_ANYWAY_S):
+                        await self._devices_wanted.wait()
+                        await asyncio.sleep(QUIET_S)
+                self._devices_wanted.clear()
+                try:
+                    await self.make_host()
+                except KernelError as error:
+                    self._failed(DEVICES, f"cannot set up this host's devices: {error}")
+                    self._devices_wanted.set()
+                    await asyncio.sleep(retry_s)
+                    retry_s = min(retry_s * 2, RETRY_S[1])
+                else:
+                    self._worked(DEVICES)
+                    retry_s = RETRY_S[0]
+        finally:
+            loop.remove_reader(watch.fileno())
+            watch.close()
+
+    def _hinted(self, watch: Watch) -> None:
+        if watch.drain():
+            self._devices_wanted.set()
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What stands between the kernel and what it should be."""
+        return tuple(self._problems[area] for area in sorted(self._problems))
+
+    def _failed(self, area: str, problem: str) -> None:
+        if problem != self._problems.get(area):
+            self._log.error("%s", problem)
+        self._problems[area] = problem
+
+    def _worked(self, area: str) -> None:
+        if self._problems.pop(area, None) is not None:
+            self._log.info("the kernel's %s are as they should be again", area)

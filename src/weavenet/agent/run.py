@@ -1,0 +1,312 @@
+"""Builds everything, in order, runs it as one tree of tasks, and ends it.
+
+    lock the run directory ─▶ the kernel's view ─▶ name ─▶ the disk ─▶ devices and programs ─▶ node ─▶ listen ─▶ serve
+
+Nothing is undone at the end but the sockets: bridge, devices, programs and tables stay, so that running pods notice
+neither a restart nor a crash. Only `--reset` removes them.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from weavenet.agent.addresses import EXPOSED, NodeAddresses
+from weavenet.agent.api import make_control_application, make_status_application
+from weavenet.agent.attach import CniVerbs, KernelPods
+from weavenet.agent.config import AgentConfig
+from weavenet.agent.control import AgentControl
+from weavenet.agent.loop import NodeLoop
+from weavenet.agent.peername import bridge_peer_name, machine_peer_name
+from weavenet.agent.reconcile import Reconciler
+from weavenet.agent.reporting import Reporter
+from weavenet.agent.resolve import resolve_targets
+from weavenet.dataplane.desired import HostSettings, vxlan_name
+from weavenet.dataplane.kernel import teardown
+from weavenet.dataplane.model import Bridge, bridge_mac, format_mac, overlapping_routes
+from weavenet.drivers.clock import SystemEntropy, read_clock
+from weavenet.drivers.cni import CniServer
+from weavenet.drivers.http import HttpListener
+from weavenet.drivers.store import Store
+from weavenet.drivers.tcp import TcpDriver
+from weavenet.effects import SendSpecialFrame
+from weavenet.errors import ConfigError, KernelError
+from weavenet.identity import PeerName, PeerUID, format_peer_name
+from weavenet.ipam.allocator import IpamConfig, StoredState
+from weavenet.linux.datapath import FastDatapath
+from weavenet.linux.kernel import LinuxKernel
+from weavenet.linux.special import SpecialReceiver, SpecialSender
+from weavenet.mesh.connector import Target
+from weavenet.mesh.router import MeshConfig
+from weavenet.node.inputs import FloodMissed, SpecialFrameArrived
+from weavenet.node.node import Node, NodeConfig
+from weavenet.node.targets import decode_targets
+
+
+async def run_agent(config: AgentConfig, log: logging.Logger) -> None:
+    """Run until SIGTERM or SIGINT. Raises WeavenetError where it cannot start, or when the disk fails."""
+    with ExitStack() as stack:
+        stack.enter_context(_lock_run_dir(config.run_dir))
+        agent = _Agent(config, log, stack)
+        await agent.prepare()
+        await agent.serve()
+
+
+def reset_host(config: AgentConfig, log: logging.Logger) -> None:
+    """Remove all that is ours from this host's kernel and disk. Raises WeavenetError, and says what is left."""
+    with _lock_run_dir(config.run_dir):
+        datapath = FastDatapath(config.bpf_dir, config.bpf_object)
+        kernel = LinuxKernel(config.bridge, vxlan_name(config.vxlan_port), datapath)
+        try:
+            for change in teardown(kernel, datapath):
+                log.info("kernel: %s", change)
+        finally:
+            kernel.close()
+        for path in _state_files(config):
+            path.unlink(missing_ok=True)
+        for directory in (config.state_dir, config.bpf_dir):
+            with contextlib.suppress(OSError):  # not there, or something of somebody else's is in it: it stays
+                directory.rmdir()
+
+
+@contextmanager
+def _lock_run_dir(run_dir: Path) -> Iterator[None]:
+    """Hold the run directory, so that one host has one agent. Raises ConfigError."""
+    try:
+        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"cannot use --run-dir {run_dir}: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise ConfigError(f"weave is already running with --run-dir {run_dir}; stop it first") from error
+    finally:
+        os.close(descriptor)
+
+
+def _state_files(config: AgentConfig) -> list[Path]:
+    database = config.database
+    journal = [database.with_name(database.name + suffix) for suffix in ("-wal", "-shm")]
+    return [database, *journal, config.control_socket, config.cni_socket]
+
+
+class _Agent:
+    """One run of the agent: what is built in prepare, and served."""
+
+    def __init__(self, config: AgentConfig, log: logging.Logger, stack: ExitStack) -> None:
+        self._config = config
+        self._log = log
+        self._stack = stack
+        # One thread for the kernel, so that its changes come one after the other; one for the disk.
+        self._kernel_thread = stack.enter_context(ThreadPoolExecutor(1, "kernel"))
+        self._store_thread = stack.enter_context(ThreadPoolExecutor(1, "store"))
+        self._entropy = SystemEntropy()
+        self._store = Store(config.database)
+        self._datapath = FastDatapath(config.bpf_dir, config.bpf_object)
+        self._kernel = LinuxKernel(config.bridge, vxlan_name(config.vxlan_port), self._datapath)
+        stack.callback(self._kernel.close)
+        stack.callback(self._datapath.close)
+
+    async def prepare(self) -> None:
+        """Build everything that can fail. Raises WeavenetError."""
+        config, log = self._config, self._log
+        loop = asyncio.get_running_loop()
+        stored = await loop.run_in_executor(self._store_thread, self._store.load)
+        self._stack.callback(self._store_thread.submit, self._store.close)
+        await self._check_routes(stored)
+        name = await self._choose_name()
+        log.info("Our name is %s(%s)", format_peer_name(name), config.nickname)
+        log.info("Communication between peers is %s.", "encrypted" if config.password else "unencrypted")
+        programs = await loop.run_in_executor(self._kernel_thread, lambda: self._datapath.programs)
+        exposed = tuple(put.address for put in stored.allocations if put.ident == EXPOSED)
+        settings = HostSettings(
+            mac=bridge_mac(name),
+            programs=programs,
+            bridge=config.bridge,
+            mtu=config.mtu_bytes,
+            vxlan_port=config.vxlan_port,
+            addresses=exposed or None,
+        )
+        self._reconciler = Reconciler(self._kernel, self._datapath, settings, self._kernel_thread, log)
+        await self._reconciler.make_host()
+        node = Node(self._node_config(name), self._entropy, read_clock())
+        self._loop = NodeLoop(node, read_clock, self._store, self._store_thread, log)
+        self._tcp = TcpDriver(self._loop.feed, config.host)
+        self._stack.callback(self._tcp.close_all)
+        self._loop.tcp = self._tcp
+        self._open_special()
+        self._listen_mesh()
+        self._reporter = Reporter(self._loop, self._kernel, self._datapath, self._reconciler, self._kernel_thread)
+        targets = await self._first_targets(stored)
+        self._loop.take(node.start(stored, targets, read_clock()))
+
+    async def serve(self) -> None:
+        """Serve until a signal comes."""
+        config, log = self._config, self._log
+        control = AgentControl(self._loop, self._reporter.report)
+        addresses = NodeAddresses(self._loop, self._reconciler.expose)
+        pods = KernelPods(self._kernel, self._kernel_thread)
+        verbs = CniVerbs(addresses, pods, log, bridge=config.bridge, mtu_bytes=config.mtu_bytes)
+        cni = CniServer(config.cni_socket, verbs.handle, log)
+        try:
+            cni.listen()
+        except OSError as error:
+            raise ConfigError(f"cannot listen at {config.cni_socket}: {error.strerror}") from error
+        listeners = [HttpListener(make_control_application(control, log))]
+        await listeners[0].listen_unix(config.control_socket)
+        if config.http_address:
+            listeners.append(HttpListener(make_control_application(control, log)))
+            await listeners[-1].listen(config.http_address)
+        if config.status_address:
+            listeners.append(HttpListener(make_status_application(control, log)))
+            await listeners[-1].listen(config.status_address)
+        log.info("Listening for control requests at %s, for CNI at %s", config.control_socket, config.cni_socket)
+        try:
+            await _until_signal(
+                [
+                    self._loop.run(),
+                    self._tcp.accept_forever(),
+                    self._reconciler.keep_tables(self._loop.reconcile_wanted, self._loop.node.forwarding),
+                    self._reconciler.keep_devices(),
+                    cni.serve_forever(),
+                ],
+            )
+        finally:
+            for listener in listeners:
+                await listener.close()
+        log.info("Exiting; pods keep their network")
+
+    # --- parts --------------------------------------------------------------------------------------------------------
+
+    async def _choose_name(self) -> PeerName:
+        if self._config.name is not None:
+            return self._config.name
+        network = await asyncio.get_running_loop().run_in_executor(self._kernel_thread, self._kernel.observe)
+        mac = format_mac(network.bridge.mac) if isinstance(network.bridge, Bridge) else None
+        return bridge_peer_name(mac) or machine_peer_name(self._config.host_root, self._entropy)
+
+    async def _check_routes(self, stored: StoredState) -> None:
+        """Refuse a range that this host reaches by another way; but not at a restart, when pods have addresses."""
+        if self._config.ipam is None:
+            return
+        universe = self._config.ipam.universe
+        routes = await asyncio.get_running_loop().run_in_executor(self._kernel_thread, self._kernel.host_routes)
+        overlapping = overlapping_routes(routes, universe.range, self._config.bridge)
+        if not overlapping:
+            return
+        which = ", ".join(str(route) for route in overlapping)
+        complaint = f"Network {universe} overlaps with existing route {which} on host"
+        if not stored.allocations:
+            raise ConfigError(f"{complaint}; choose another --ipalloc-range, the same on all peers")
+        self._log.warning("%s: traffic to these addresses may not reach pods", complaint)
+
+    def _node_config(self, name: PeerName) -> NodeConfig:
+        config = self._config
+        uid = PeerUID(self._entropy.bits(64) or 1)
+        return NodeConfig(
+            mesh=MeshConfig(
+                name=name,
+                uid=uid,
+                nickname=config.nickname,
+                port=config.port,
+                password=config.password.reveal() if config.password is not None else None,
+                trusted_subnets=config.trusted_subnets,
+                connection_limit=config.connection_limit,
+                discovery=config.discovery,
+                min_version=config.min_protocol_version,
+            ),
+            ipam=None
+            if config.ipam is None
+            else IpamConfig(
+                name=name,
+                uid=uid,
+                nickname=config.nickname,
+                universe=config.ipam.universe,
+                default_subnet=config.ipam.default_subnet,
+                mode=config.ipam.mode,
+            ),
+            mtu_bytes=config.mtu_bytes,
+            vxlan_port=config.vxlan_port,
+        )
+
+    def _open_special(self) -> None:
+        """Wire heartbeats and the data plane's questions to the node."""
+        config, loop = self._config, asyncio.get_running_loop()
+        maps = self._datapath.maps
+        sender = SpecialSender(maps, vxlan_name(config.vxlan_port))
+        self._stack.callback(sender.close)
+        receiver = SpecialReceiver(config.vxlan_port)
+        self._stack.callback(receiver.close)
+
+        def send(effect: SendSpecialFrame) -> None:
+            try:
+                sender.send(effect.remote.address, effect.vni, effect.frame)
+            except KernelError as error:
+                self._log.debug("heartbeat to %s lost: %s", effect.remote, error)
+
+        def receive() -> None:
+            for frame in receiver.receive():
+                self._loop.feed(SpecialFrameArrived(frame.vni, frame.remote, frame.length, frame.head))
+
+        def missed() -> None:
+            for origin in maps.misses():
+                self._loop.feed(FloodMissed(origin))
+
+        self._loop.send_special_frame = send
+        loop.add_reader(receiver.fileno(), receive)
+        self._stack.callback(loop.remove_reader, receiver.fileno())
+        loop.add_reader(maps.events_fileno(), missed)
+        self._stack.callback(loop.remove_reader, maps.events_fileno())
+
+    def _listen_mesh(self) -> None:
+        try:
+            self._tcp.listen(self._config.port)
+        except OSError as error:
+            where = f"{self._config.host or '*'}:{self._config.port}"
+            raise ConfigError(f"cannot listen for peers at {where}: {error.strerror}") from error
+
+    async def _first_targets(self, stored: StoredState) -> list[Target]:
+        """Return the peers to join: the stored ones with --resume or at a plain restart, else those that were named."""
+        launched = stored.values.get("launched")
+        wanted = "\n".join(self._config.peers).encode()
+        restarted = launched == wanted and "targets" in stored.values
+        if self._config.resume or restarted:
+            texts = decode_targets(stored.values.get("targets", b"[]"))
+            self._log.info("Restart/resume detected - using persisted peer list: %s", texts)
+        else:
+            texts = list(self._config.peers)
+            self._log.info("Launch detected - using supplied peer list: %s", texts)
+        targets, failures = await resolve_targets(texts)
+        if failures and not restarted:
+            raise ConfigError("; ".join(str(failure) for failure in failures))
+        for failure in failures:
+            self._log.warning("%s", failure)
+        return targets
+
+
+async def _until_signal(works: list[Coroutine[None, None, None]]) -> None:
+    """Run tasks until SIGTERM or SIGINT; the failure of one ends all, and is raised."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    tasks: list[asyncio.Task[None]] = []
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks += [group.create_task(work) for work in works]
+            await ended.wait()
+            for task in tasks:
+                task.cancel()
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from failures
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)

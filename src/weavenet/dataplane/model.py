@@ -1,0 +1,285 @@
+"""What there is of ours in a host's kernel, as values: one bridge, one VXLAN device, one veth pair per pod.
+
+    pod's namespace          host's namespace
+    ┌──────────┐
+    │   eth0 ──┼── veth pair ── vethwepl… ─┐
+    └──────────┘                           ├─ weave (bridge) ─ vxlan-6784 ─ UDP to the other peers
+    ┌──────────┐                           │                   └ tc programs choose the peer
+    │   eth0 ──┼── veth pair ── vethwepl… ─┘
+    └──────────┘
+
+The same types say what is (linux/kernel.py observes it) and what should be (desired.py), so that the difference between
+two such values is all there is to do (plan.py).
+
+What is ours must be provable from the kernel alone, because the agent may have restarted, crashed, or been replaced by
+a newer one since. So every device carries an alias (`ip link` shows it): `weavenet` for bridge and VXLAN device, and
+`weavenet:<container id>/<ifname>` for the host's end of a pod's veth pair, followed by ` hairpin` where frames may
+leave by the port they came in on. That last word is here because the bridge forgets the flag of a port that leaves it.
+An alias can be set at any time, survives a renaming, and is limited to 255 bytes (IFALIASZ, <linux/if.h>).
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NewType
+
+from weavenet.address import Address, Cidr, Range
+from weavenet.identity import NAME_BYTES, PeerName, peer_name_to_bytes
+
+MacAddress = NewType("MacAddress", int)
+
+IFNAME_LENGTH_MAX = 15  # IFNAMSIZ less the terminating zero, <linux/if.h>
+ALIAS_LENGTH_MAX = 255  # IFALIASZ likewise
+
+DEVICE_ALIAS = "weavenet"
+_POD_ALIAS_PREFIX = "weavenet:"
+_HAIRPIN_SUFFIX = " hairpin"
+
+# Weave's prefix for host ends, with the first characters of the container id behind it: what administrators look for.
+HOST_END_PREFIX = "vethwepl"
+_HOST_END_ID_LENGTH = IFNAME_LENGTH_MAX - len(HOST_END_PREFIX)
+_FIRST_IFNAME = "eth0"
+_NAME_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+_HASHED_MARK = "x"  # not a hex digit, so no container id of a runtime begins with it
+
+
+def format_mac(mac: MacAddress) -> str:
+    """Write a MAC address as six lower-case two-digit groups."""
+    return ":".join(f"{byte:02x}" for byte in mac_to_bytes(mac))
+
+
+def mac_to_bytes(mac: MacAddress) -> bytes:
+    """Return the six bytes of a MAC address."""
+    return mac.to_bytes(NAME_BYTES, "big")
+
+
+def mac_from_bytes(raw: bytes) -> MacAddress:
+    """Read a MAC address from its bytes."""
+    return MacAddress(int.from_bytes(raw, "big"))
+
+
+def bridge_mac(name: PeerName) -> MacAddress:
+    """Return the MAC address of a peer's bridge, which is its peer name, as in Weave."""
+    return mac_from_bytes(peer_name_to_bytes(name))
+
+
+# --- the host ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class NeighbourTimes:
+    """How soon an ARP entry is doubted, and how it is then asked after (arp(7))."""
+
+    base_reachable_ms: int
+    delay_probe_s: int
+    unicast_probes: int
+
+    def __str__(self) -> str:
+        return (
+            f"base_reachable_time_ms={self.base_reachable_ms} delay_first_probe_time={self.delay_probe_s} "
+            f"ucast_solicit={self.unicast_probes}"
+        )
+
+
+KERNEL_NEIGHBOUR_TIMES = NeighbourTimes(30_000, 5, 3)  # net/ipv4/arp.c, arp_tbl
+# Weave's, for the bridge and for interfaces in pods. Addresses move between pods, whose MAC addresses differ.
+OUR_NEIGHBOUR_TIMES = NeighbourTimes(5_000, 2, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Programs:
+    """Which tc programs are on the VXLAN device: the tag (a hash of the instructions) of either, blank for none."""
+
+    ingress: str
+    egress: str
+
+    def __str__(self) -> str:
+        return f"ingress {self.ingress or 'none'} egress {self.egress or 'none'}"
+
+
+NO_PROGRAMS = Programs("", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Bridge:
+    """The bridge that pods and the overlay are plugged into."""
+
+    name: str
+    ours: bool  # carries our alias
+    mac: MacAddress
+    mtu: int
+    up: bool
+    stp: bool
+    accept_ra: bool  # whether IPv6 router advertisements configure the host
+    # Whether taking away the first address of a subnet spares the others. By the kernel's default it takes them, too,
+    # and so would changing one exposed address for another (sysctl promote_secondaries).
+    promote_secondaries: bool
+    neighbours: NeighbourTimes
+    addresses: tuple[Cidr, ...] = ()  # ascending; IPv4 only
+
+
+@dataclass(frozen=True, slots=True)
+class Vxlan:
+    """The VXLAN device. In `external` mode each packet brings its own VNI and remote, from the tc programs."""
+
+    name: str
+    ours: bool
+    port: int
+    external: bool
+    learning: bool
+    mtu: int
+    up: bool
+    master: str  # name of the bridge it is a port of; blank for none
+    ipv6_link_local: bool  # whether the kernel gives it an IPv6 address, and so has it speak to the whole overlay
+    programs: Programs
+
+
+@dataclass(frozen=True, slots=True)
+class Stranger:
+    """A device that has one of our names, but is of another kind."""
+
+    name: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class PodPort:
+    """The host's end of a pod's veth pair."""
+
+    name: str
+    container_id: str
+    ifname: str  # of the other end, in the pod
+    up: bool
+    master: str  # name of the bridge it is a port of; blank for none
+    hairpin: bool
+    hairpin_wanted: bool  # what its alias says
+
+
+@dataclass(frozen=True, slots=True)
+class HostNetwork:
+    """All that is ours, or in our way, in the host's network namespace."""
+
+    bridge: Bridge | Stranger | None = None
+    vxlan: Vxlan | Stranger | None = None
+    pods: tuple[PodPort, ...] = ()  # ascending
+
+
+NOTHING = HostNetwork()
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class HostRoute:
+    """A route of the host's main table."""
+
+    destination: Cidr
+    device: str  # blank for a route without one, such as a blackhole
+
+    def __str__(self) -> str:
+        return f"{self.destination} dev {self.device}" if self.device else str(self.destination)
+
+
+def overlapping_routes(routes: Iterable[HostRoute], wanted: Range, bridge: str) -> tuple[HostRoute, ...]:
+    """Return the routes that take some of these addresses elsewhere; default routes and the bridge's do not count."""
+    return tuple(
+        route
+        for route in sorted(routes)
+        if route.destination.prefix_length and route.device != bridge and route.destination.range.overlaps(wanted)
+    )
+
+
+# --- pods -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PodRoute:
+    """A route in a pod; without a gateway it is on-link."""
+
+    destination: Cidr
+    gateway: Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PodLink:
+    """A pod's connection to the bridge, as wanted."""
+
+    container_id: str
+    ifname: str  # in the pod
+    netns: int  # descriptor of its network namespace, open at least until attach_pod returns
+    address: Cidr
+    gateway: Address | None
+    routes: tuple[PodRoute, ...]  # none: a default route by way of the gateway, if there is one
+    mtu: int
+    hairpin: bool
+    mac: MacAddress | None = None  # None: drawn at random
+
+
+@dataclass(frozen=True, slots=True)
+class PodInterface:
+    """A pod's interface, as it is; what CNI answers and checks."""
+
+    ifname: str
+    mac: MacAddress
+    mtu: int
+    up: bool
+    addresses: tuple[Cidr, ...]  # ascending; IPv4 only
+    routes: tuple[PodRoute, ...]  # of the main table, by destination; without what comes with an address by itself
+    host_end: str  # name of the other end; blank if it is not in the host's namespace
+    host_mac: MacAddress | None
+
+
+def pod_alias(container_id: str, ifname: str, *, hairpin: bool) -> str:
+    """Return the alias by which the host's end of a veth pair is known to be ours, and whose it is."""
+    return f"{_POD_ALIAS_PREFIX}{container_id}/{ifname}{_HAIRPIN_SUFFIX if hairpin else ''}"
+
+
+def parse_pod_alias(alias: str) -> tuple[str, str, bool] | None:
+    """Read container id, interface name and hairpin flag out of an alias; None if it is not one of ours."""
+    if not alias.startswith(_POD_ALIAS_PREFIX):
+        return None
+    rest = alias.removeprefix(_POD_ALIAS_PREFIX)
+    hairpin = rest.endswith(_HAIRPIN_SUFFIX)
+    container_id, slash, ifname = rest.removesuffix(_HAIRPIN_SUFFIX).rpartition("/")
+    if not (slash and container_id and ifname) or " " in ifname:
+        return None
+    return container_id, ifname, hairpin
+
+
+def host_end_names(container_id: str, ifname: str) -> tuple[str, ...]:
+    """Return the names to try for the host's end, the best first.
+
+    For `eth0` of a container with a proper id it is Weave's name; a second one, from a hash of the whole, is for two
+    ids that begin alike, and for everything else.
+    """
+    digest = int.from_bytes(hashlib.sha256(f"{container_id}/{ifname}".encode()).digest(), "big")
+    digits = ""
+    for _ in range(_HOST_END_ID_LENGTH - len(_HASHED_MARK)):
+        digest, digit = divmod(digest, len(_NAME_DIGITS))
+        digits += _NAME_DIGITS[digit]
+    hashed = f"{HOST_END_PREFIX}{_HASHED_MARK}{digits}"
+    start = container_id[:_HOST_END_ID_LENGTH]
+    if ifname != _FIRST_IFNAME or len(start) < _HOST_END_ID_LENGTH or not (start.isascii() and start.isalnum()):
+        return (hashed,)
+    return (HOST_END_PREFIX + start, hashed)
+
+
+def pod_routes(link: PodLink) -> tuple[PodRoute, ...]:
+    """Return the routes to install for a link, in the order in which the kernel will take them.
+
+    Weave's rules: routes that were asked for have their own gateway, or else the link's, or are on-link; if none was
+    asked for, the default route leads to the gateway. A gateway outside the subnet first needs a way to itself.
+    """
+    wanted = link.routes or ((PodRoute(Cidr(Address(0), 0)),) if link.gateway is not None else ())
+    subnet = link.address.network
+    routes: list[PodRoute] = []
+    for route in wanted:
+        gateway = route.gateway if route.gateway is not None else link.gateway
+        if gateway is not None and gateway not in subnet.range:
+            routes.append(PodRoute(Cidr(gateway, 32)))
+        if route.destination.network != subnet or gateway is not None:
+            routes.append(PodRoute(route.destination.network, gateway))
+    return tuple(dict.fromkeys(routes))
+
+
+def sort_routes(routes: Iterable[PodRoute]) -> tuple[PodRoute, ...]:
+    """Put routes in the order in which a PodInterface has them."""
+    return tuple(sorted(routes, key=lambda route: (route.destination, route.gateway or 0)))

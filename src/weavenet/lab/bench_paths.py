@@ -1,0 +1,119 @@
+"""The paths that weavenet is measured beside, each between the same two hosts of one lab.
+
+    bare            host to host on the uplinks: what the link itself can do
+    vxlan-bridge    pod - bridge - VXLAN device - uplink: one layer-2 network from the kernel's own parts, learning
+    vxlan-routed    pod - bridge - route - VXLAN device - uplink: a subnet per host, as Flannel sets it up
+    weavenet        pod - bridge - VXLAN device with eBPF - uplink
+
+All of them are up at the same time and are measured in turns, so that what else happens on the machine happens to all.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from weavenet.lab.hosts import Lab
+from weavenet.lab.network import UPLINK, ip
+from weavenet.lab.record import HostRecord, PodRecord
+from weavenet.lab.traffic import Route
+
+VXLAN_MTU = 1450  # 1500 less the outer IPv4, UDP, VXLAN and Ethernet headers
+FLANNEL_PORT = 8472  # Linux' default, which Flannel keeps; 4789 is IANA's
+BRIDGE_VNI = 42
+FLANNEL_VNI = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A path to measure."""
+
+    name: str
+    title: str
+    route: Route
+
+
+Setup = Callable[[Lab], Contender]
+
+
+def bare(lab: Lab) -> Contender:
+    """Return the path from host to host."""
+    first, second = lab.record.hosts[:2]
+    return Contender("bare", "bare link, host to host", Route(first.name, second.name, second.address))
+
+
+def vxlan_bridge(lab: Lab) -> Contender:
+    """Set up kernel VXLAN as a port of a bridge, which learns, between two pods. Raises LabError."""
+    hosts = lab.record.hosts[:2]
+    pods = []
+    for host, other in zip(hosts, reversed(hosts), strict=True):
+        ip(
+            lab.namespace(host.name),
+            [
+                f"link add vxbridge type vxlan id {BRIDGE_VNI} dev {UPLINK} local {host.address} dstport 4789",
+                f"link set vxbridge mtu {VXLAN_MTU}",
+                f"link add brvx mtu {VXLAN_MTU} type bridge",
+                "link set vxbridge master brvx up",
+                "link set brvx up",
+            ],
+        )
+        # What is not learnt yet is flooded to the other host.
+        flood = [f"fdb append 00:00:00:00:00:00 dev vxbridge dst {other.address}"]
+        ip(lab.namespace(host.name), flood, tool="bridge")
+        pods.append(_plug(lab, host, f"vxb{host.number}", bridge="brvx", address=f"10.244.0.{host.number}/24"))
+    return Contender("vxlan-bridge", "kernel VXLAN and bridge", _between(pods, "10.244.0.2"))
+
+
+def vxlan_routed(lab: Lab) -> Contender:
+    """Set up what Flannel does with its VXLAN backend, between two pods. Raises LabError."""
+    hosts = lab.record.hosts[:2]
+    pods = []
+    for host, other in zip(hosts, reversed(hosts), strict=True):
+        here, there = f"10.245.{host.number}", f"10.245.{other.number}"
+        kind = f"vxlan id {FLANNEL_VNI} dev {UPLINK} local {host.address} dstport {FLANNEL_PORT} nolearning"
+        ip(
+            lab.namespace(host.name),
+            [
+                f"link add flannel.1 address {_flannel_mac(host)} type {kind}",
+                f"link set flannel.1 mtu {VXLAN_MTU} up",
+                f"address add {here}.0/32 dev flannel.1",
+                f"link add cni0 mtu {VXLAN_MTU} type bridge",
+                "link set cni0 up",
+                f"address add {here}.1/24 dev cni0",
+                f"route add {there}.0/24 via {there}.0 dev flannel.1 onlink",
+                f"neighbour add {there}.0 lladdr {_flannel_mac(other)} dev flannel.1 nud permanent",
+            ],
+        )
+        forward = [f"fdb add {_flannel_mac(other)} dev flannel.1 dst {other.address}"]
+        ip(lab.namespace(host.name), forward, tool="bridge")
+        pod = _plug(lab, host, f"flannel{host.number}", bridge="cni0", address=f"{here}.2/24")
+        ip(lab.namespace(pod.name), [f"route add default via {here}.1"])
+        pods.append(pod)
+    return Contender("vxlan-routed", "kernel VXLAN, routed (as Flannel)", _between(pods, "10.245.2.2"))
+
+
+def weavenet(lab: Lab) -> Contender:
+    """Attach two pods to weavenet; the agents run already. Raises LabError."""
+    pods = [lab.add_pod(host) for host in lab.record.hosts[:2]]
+    return Contender("weavenet", "weavenet", _between(pods, pods[1].address))
+
+
+def _plug(lab: Lab, host: HostRecord, name: str, *, bridge: str, address: str) -> PodRecord:
+    """Make a pod and attach it to a bridge, in the fewest steps that do it."""
+    pod = lab.make_pod(name, host)
+    space = lab.namespace(name)
+    ip(
+        lab.namespace(host.name),
+        [
+            f"link add v{name} mtu {VXLAN_MTU} type veth peer name eth0 mtu {VXLAN_MTU} netns {space.path}",
+            f"link set v{name} master {bridge} up",
+        ],
+    )
+    ip(space, [f"address add {address} dev eth0", "link set eth0 up"])
+    return pod
+
+
+def _between(pods: list[PodRecord], address: str) -> Route:
+    return Route(pods[0].name, pods[1].name, address)
+
+
+def _flannel_mac(host: HostRecord) -> str:
+    return f"0e:00:00:00:00:{host.number:02x}"

@@ -1,0 +1,76 @@
+"""Settings below /proc/sys, of the network namespace of the calling thread.
+
+/proc/sys/net shows each reader its own namespace, thread by thread (net/sysctl_net.c), so there is no need for another
+/proc, nor for entering more than the network namespace. Not all settings are there on all kernels: without IPv6 there
+is no `net/ipv6`, and where a setting is not there, it need not be switched off.
+"""
+
+from pathlib import Path
+
+from weavenet.dataplane.model import NeighbourTimes
+from weavenet.errors import RefusedError
+
+_ROOT = "/proc/sys"
+
+
+def read_sysctl(*path: str) -> str | None:
+    """Return a setting; None if this kernel has none by that name. Device names may have dots, so a path is in parts.
+
+    Raises RefusedError.
+    """
+    try:
+        return Path(_ROOT, *path).read_text().strip()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _refused(f"read sysctl {'/'.join(path)}", error) from error
+
+
+def write_sysctl(value: str, *path: str) -> bool:
+    """Change a setting; False if this kernel has none by that name. Raises RefusedError."""
+    try:
+        # O_TRUNC has no meaning here, and "r+" is the mode without it that cannot create.
+        with Path(_ROOT, *path).open("rb+", buffering=0) as file:
+            file.write(value.encode())
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise _refused(f"set sysctl {'/'.join(path)} to {value}", error) from error
+    return True
+
+
+def read_accept_ra(device: str) -> bool:
+    """Say whether IPv6 router advertisements are obeyed on a device."""
+    return read_sysctl("net", "ipv6", "conf", device, "accept_ra") not in (None, "0")
+
+
+def write_accept_ra(device: str, *, accept: bool) -> None:
+    """Obey, or not, IPv6 router advertisements on a device."""
+    write_sysctl("1" if accept else "0", "net", "ipv6", "conf", device, "accept_ra")
+
+
+def read_promote_secondaries(device: str) -> bool:
+    """Say whether a device keeps its other addresses in a subnet when it loses the first."""
+    return read_sysctl("net", "ipv4", "conf", device, "promote_secondaries") not in (None, "0")
+
+
+def write_promote_secondaries(device: str, *, promote: bool) -> None:
+    """Have a device keep, or not, its other addresses in a subnet when it loses the first."""
+    write_sysctl("1" if promote else "0", "net", "ipv4", "conf", device, "promote_secondaries")
+
+
+def read_neighbour_times(device: str) -> NeighbourTimes:
+    """Return the pace of a device's ARP entries. Raises RefusedError."""
+
+    def number(name: str) -> int:
+        return int(read_sysctl("net", "ipv4", "neigh", device, name) or "0")
+
+    return NeighbourTimes(
+        base_reachable_ms=number("base_reachable_time_ms"),
+        delay_probe_s=number("delay_first_probe_time"),
+        unicast_probes=number("ucast_solicit"),
+    )
+
+
+def _refused(operation: str, error: OSError) -> RefusedError:
+    return RefusedError(operation, error.errno or 0, error.strerror or str(error))

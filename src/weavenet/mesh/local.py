@@ -1,0 +1,129 @@
+"""The connections of the local peer: each from the dial or the accept to the end, and all of them as a table.
+
+    dialling ──► introducing ──► added ──► established
+                      ▲
+    accepted ─────────┘
+
+A connection counts for the topology once it is *added*, of which there is at most one per remote peer, and carries
+packets once its overlay has *established* itself. What happens to it is decided in router.py; here is only what is so.
+Source: docs/protocol.md, "Connections of the local peer", and Weave's mesh connection.go and local_peer.go.
+"""
+
+from dataclasses import dataclass, field
+
+from weavenet.address import Endpoint
+from weavenet.effects import ConnectionNumber, Output, SendTcp
+from weavenet.errors import ProtocolError
+from weavenet.identity import ConnectionUID, PeerName
+from weavenet.mesh.connection import Connection
+from weavenet.mesh.connector import Connected
+from weavenet.mesh.gossip import GossipData, Pending, Slot
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionStatus:
+    """What a user sees of a connection that has been added."""
+
+    connection: ConnectionNumber
+    remote: Endpoint
+    outbound: bool
+    established: bool
+    name: PeerName
+    nickname: str
+    encrypted: bool  # whether overlay traffic must be
+
+
+@dataclass(slots=True, eq=False)
+class LocalConnection:
+    """One connection of ours."""
+
+    number: ConnectionNumber
+    remote: Endpoint
+    outbound: bool
+    direct: bool  # a user named this address, so whoever is there may be new to us
+    trusted: bool  # whether we trust the remote's address
+    local: Endpoint | None = None
+    protocol: Connection | None = None  # None while dialling
+    name: PeerName | None = None  # the remote's, once it is registered; the topology holds it for us
+    uid: ConnectionUID | None = None
+    overlay_key: bytes | None = None
+    added: bool = False
+    established: bool = False
+    writable: bool = True
+    pending: Pending = field(default_factory=Pending)
+    failure: str | None = None  # why it must end, found out where it could not be ended
+
+    def send(self, message: bytes, out: list[Output]) -> None:
+        """Send a message now. One that is too long is the end of the connection, as it is in Weave."""
+        assert self.protocol is not None
+        if self.failure is not None:
+            return
+        try:
+            out.append(SendTcp(self.number, self.protocol.send(message)))
+        except ProtocolError as error:
+            self.failure = str(error)
+
+    def queue(self, slot: Slot, data: GossipData) -> None:
+        """Have data sent when the connection can take them. A remote too slow even for merged data is dropped."""
+        if not self.pending.add(slot, data):
+            self.failure = "too much gossip waits for the remote to read"
+
+
+class LocalConnections:
+    """All of them, by number, and the added ones by the remote's name."""
+
+    def __init__(self) -> None:
+        """Have none."""
+        self._by_number: dict[ConnectionNumber, LocalConnection] = {}
+        self._added: dict[PeerName, LocalConnection] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_number)
+
+    @property
+    def added_count(self) -> int:
+        """How many have been added."""
+        return len(self._added)
+
+    def get(self, number: ConnectionNumber) -> LocalConnection | None:
+        """Return a connection, unless it is over."""
+        return self._by_number.get(number)
+
+    def to(self, name: PeerName) -> LocalConnection | None:
+        """Return the connection to a peer that has been added, if there is one."""
+        return self._added.get(name)
+
+    def all(self) -> list[LocalConnection]:
+        """Return every connection, in the order of their beginning as far as numbers tell."""
+        return [link for _, link in sorted(self._by_number.items())]
+
+    def added(self) -> list[LocalConnection]:
+        """Return those that have been added, by the remote's name."""
+        return [link for _, link in sorted(self._added.items())]
+
+    def begin(self, link: LocalConnection) -> None:
+        """Know a new connection."""
+        assert link.number not in self._by_number, f"connection number {link.number} is used twice"
+        self._by_number[link.number] = link
+
+    def add(self, link: LocalConnection) -> None:
+        """Make it the connection to its remote."""
+        assert link.name is not None
+        assert link.name not in self._added
+        link.added = True
+        self._added[link.name] = link
+
+    def end(self, link: LocalConnection) -> None:
+        """Forget a connection."""
+        del self._by_number[link.number]
+        if link.added:
+            assert link.name is not None
+            del self._added[link.name]
+
+    def connected(self) -> list[Connected]:
+        """Return the added ones as the connector sees them."""
+        return [Connected(name, link.remote, link.outbound) for name, link in sorted(self._added.items())]
+
+    def first_failed(self) -> LocalConnection | None:
+        """Return a connection that must end, if there is one."""
+        return next((link for link in self._by_number.values() if link.failure is not None), None)

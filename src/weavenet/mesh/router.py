@@ -1,0 +1,425 @@
+"""The mesh core: who is in the mesh and how to reach them, with everything in this package put together.
+
+Driven by TCP (a connection was accepted, dialled, failed; bytes arrived; it closed), by the user (connect, forget), by
+other cores (send this, the overlay works) and by a timer. It returns what to do, in order, and signals for the others.
+
+    bytes ─► connection ─┬► introduction ─► admission ─► topology, routes, gossip of everything
+                         └► messages ─┬► topology: merge, pass on what was news
+                                      ├► a registered channel: GossipArrived
+                                      ├► any other channel: the surrogate
+                                      └► overlay: OverlayControlArrived
+
+The order of things on a new connection is a rule of the protocol: first it is added, then the overlay may talk
+(ConnectionAdded), and only then are messages looked at. Every input ends the same way: connections that broke a rule
+meanwhile are ended, targets are looked at if something about them may have changed, and what waits for writable
+connections is encoded and sent, so that it is as fresh as can be.
+
+A remote that breaks a rule loses its connection, and nothing else happens. Source: docs/protocol.md, "Mesh"; Weave's
+mesh router.go, connection.go and gossip.go.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from weavenet.address import Cidr, Endpoint
+from weavenet.effects import (
+    CloseTcp,
+    ConnectionNumber,
+    Dial,
+    Entropy,
+    GossipArrived,
+    GossipKind,
+    Level,
+    Note,
+    Now,
+    Output,
+    OverlayControlArrived,
+    SendTcp,
+)
+from weavenet.errors import GossipError, HandshakeError, ProtocolError, RemoteError
+from weavenet.identity import SHORT_ID_BITS, PeerName, PeerUID, ShortID
+from weavenet.mesh.admission import Admission
+from weavenet.mesh.connection import Connection, ConnectionOptions, Introduced, LocalPeer, Message
+from weavenet.mesh.connector import Attempt, Connector, Target, TargetStatus
+from weavenet.mesh.gossip import (
+    TOPOLOGY_CHANNEL,
+    GossipData,
+    GossipSource,
+    SurrogateData,
+    SurrogateMemory,
+    TopologyData,
+)
+from weavenet.mesh.local import ConnectionStatus, LocalConnection, LocalConnections
+from weavenet.mesh.relay import Relay
+from weavenet.mesh.routes import Routes
+from weavenet.mesh.topology import Peer, Topology
+from weavenet.mesh.upkeep import Upkeep
+from weavenet.mesh.wire import VERSION_MAX, VERSION_MIN, GossipMessage, Tag, build_message, parse_gossip
+
+# Accepted and not added yet. Strangers can make us hold these, each for no longer than the timeouts of an introduction.
+INTRODUCTIONS_MAX = 1000
+
+_GOSSIP_KINDS = {
+    Tag.GOSSIP: GossipKind.NEIGHBOUR,
+    Tag.GOSSIP_UNICAST: GossipKind.UNICAST,
+    Tag.GOSSIP_BROADCAST: GossipKind.BROADCAST,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class MeshConfig:
+    """Who we are in the mesh, and what we insist on."""
+
+    name: PeerName
+    uid: PeerUID
+    nickname: str
+    port: int = 6783
+    password: bytes | None = None
+    trusted_subnets: tuple[Cidr, ...] = ()
+    connection_limit: int = 200  # 0: none
+    discovery: bool = True
+    min_version: int = VERSION_MIN
+    max_version: int = VERSION_MAX
+    overlays: str = "fastdp"
+
+
+class Mesh:
+    """The mesh as one peer sees it and takes part in it."""
+
+    def __init__(self, config: MeshConfig, channels: Mapping[str, GossipSource], entropy: Entropy, now: Now) -> None:
+        """Be alone, for now. `channels` are those whose gossip others handle; the topology is ours."""
+        assert TOPOLOGY_CHANNEL not in channels
+        self.config = config
+        self._entropy = entropy
+        self._local_peer = LocalPeer(config.name, config.uid, config.nickname)
+        self._options = ConnectionOptions(config.password, config.min_version, config.max_version, config.overlays)
+        self._out: list[Output] = []
+        self._channels = frozenset(channels)
+        self._surrogate = SurrogateMemory()
+        self._dialled_count = 0
+        short_id = ShortID(entropy.bits(SHORT_ID_BITS))
+        self.topology = Topology(Peer(config.name, config.uid, nickname=config.nickname, short_id=short_id), entropy)
+        self.routes = Routes(config.name)
+        self._links = LocalConnections()
+        self._connector = Connector(config.name, port=config.port, discovery=config.discovery, entropy=entropy)
+        self._relay = Relay(config.name, self.routes, self._links, entropy)
+        self._upkeep = Upkeep(
+            topology=self.topology,
+            routes=self.routes,
+            relay=self._relay,
+            channels=channels,
+            out=self._out,
+            now=now,
+        )
+        self._admission = Admission(
+            topology=self.topology,
+            routes=self.routes,
+            links=self._links,
+            connector=self._connector,
+            relay=self._relay,
+            upkeep=self._upkeep,
+            out=self._out,
+            connection_limit=config.connection_limit,
+        )
+
+    # --- TCP ----------------------------------------------------------------------------------------------------------
+
+    def tcp_accepted(self, connection: ConnectionNumber, local: Endpoint, remote: Endpoint, now: Now) -> list[Output]:
+        """Take over a connection that somebody dialled to us."""
+        assert connection % 2 == 0, "odd numbers are for connections that we dial"
+        if len(self._links) - self._links.added_count >= INTRODUCTIONS_MAX:
+            text = f"->[{remote}] connection refused: {INTRODUCTIONS_MAX} others have not introduced themselves yet"
+            return [Note(Level.WARNING, text), CloseTcp(connection)]
+        link = LocalConnection(connection, remote, outbound=False, direct=True, trusted=self._trusts(remote))
+        self._links.begin(link)
+        self._admission.note(link, "connection accepted")
+        self._start(link, local, now)
+        return self._finish(now)
+
+    def tcp_dialled(self, connection: ConnectionNumber, local: Endpoint, now: Now) -> list[Output]:
+        """Take over a connection that we asked for."""
+        link = self._links.get(connection)
+        if link is None:
+            # It was closed before it was open.
+            return [CloseTcp(connection)]
+        self._start(link, local, now)
+        return self._finish(now)
+
+    def _start(self, link: LocalConnection, local: Endpoint, now: Now) -> None:
+        link.local = local
+        link.protocol = Connection(
+            self._local_peer,
+            self._options,
+            outbound=link.outbound,
+            short_id=self.short_id,
+            trusted=link.trusted,
+            entropy=self._entropy,
+            now=now,
+        )
+        self._out.append(SendTcp(link.number, link.protocol.start()))
+
+    def _trusts(self, remote: Endpoint) -> bool:
+        return any(remote.address in subnet.range for subnet in self.config.trusted_subnets)
+
+    def dial_failed(self, connection: ConnectionNumber, error: str, now: Now) -> list[Output]:
+        """Note that a dial led to nothing."""
+        link = self._links.get(connection)
+        if link is not None:
+            self._links.end(link)
+            self._attempt_failed(link.remote, error, now)
+        return self._finish(now)
+
+    def tcp_received(self, connection: ConnectionNumber, data: bytes, now: Now) -> list[Output]:
+        """Take bytes that arrived."""
+        link = self._links.get(connection)
+        if link is not None and link.protocol is not None:
+            try:
+                written, events = link.protocol.receive(data, now)
+                if written:
+                    self._out.append(SendTcp(connection, written))
+                self._handle(link, events, now)
+            except RemoteError as error:
+                self._admission.end(link, error, now)
+        return self._finish(now)
+
+    def tcp_closed(self, connection: ConnectionNumber, error: str, now: Now) -> list[Output]:
+        """Note that a connection is over; `error` is empty if the remote closed it in order."""
+        link = self._links.get(connection)
+        if link is not None:
+            reason: RemoteError = ProtocolError(error or "connection closed")
+            if not error and link.protocol is not None:
+                reason = link.protocol.end_of_stream()
+            self._admission.end(link, reason, now, is_closed=True)
+        return self._finish(now)
+
+    def tcp_writable(self, connection: ConnectionNumber, writable: bool, now: Now) -> list[Output]:  # noqa: FBT001 (the order of the input's fields)
+        """Have gossip flow again, or wait because so much else waits in the connection already."""
+        link = self._links.get(connection)
+        if link is not None:
+            link.writable = writable
+        return self._finish(now)
+
+    # --- the user -----------------------------------------------------------------------------------------------------
+
+    def connect(self, targets: Sequence[Target], *, replace: bool, now: Now) -> list[Output]:
+        """Add direct targets, or have only these. Existing connections stay."""
+        self._connector.connect(targets, replace_all=replace, now=now)
+        self._upkeep.targets_are_stale = True
+        return self._finish(now)
+
+    def forget(self, texts: Iterable[str], now: Now) -> list[Output]:
+        """Drop direct targets, spelled as they were when they were added. Existing connections stay."""
+        self._connector.forget(texts)
+        self._upkeep.targets_are_stale = True
+        return self._finish(now)
+
+    # --- other cores --------------------------------------------------------------------------------------------------
+
+    def close(self, connection: ConnectionNumber, reason: str, now: Now) -> list[Output]:
+        """End a connection: its overlay failed, or a channel refused its gossip."""
+        link = self._links.get(connection)
+        if link is not None:
+            self._admission.end(link, ProtocolError(reason), now)
+        return self._finish(now)
+
+    def overlay_established(self, connection: ConnectionNumber, now: Now) -> list[Output]:
+        """Packets flow both ways over a connection."""
+        link = self._links.get(connection)
+        if link is not None:
+            self._admission.establish(link, now)
+        return self._finish(now)
+
+    def send_overlay_control(self, connection: ConnectionNumber, payload: bytes, now: Now) -> list[Output]:
+        """Send an overlay's message to its other end."""
+        link = self._links.get(connection)
+        if link is not None and link.added:
+            link.send(build_message(Tag.OVERLAY_CONTROL, payload), self._out)
+        return self._finish(now)
+
+    def send_unicast(self, channel: str, destination: PeerName, data: bytes, now: Now) -> list[Output]:
+        """Send a channel's message to one peer. Unless `can_reach`, it is lost, with a note."""
+        self._relay.unicast(channel, destination, data, self._out)
+        return self._finish(now)
+
+    def broadcast(self, channel: str, data: GossipData, now: Now, source: PeerName | None = None) -> list[Output]:
+        """Send data to everybody, or pass on what came as a broadcast of `source`."""
+        self._relay.broadcast(channel, data, self.local_name if source is None else source)
+        return self._finish(now)
+
+    def gossip_neighbours(
+        self, channel: str, data: GossipData, now: Now, excluding: PeerName | None = None
+    ) -> list[Output]:
+        """Send data to a few neighbours, or pass on what was news to us in the gossip of `excluding`."""
+        self._relay.tell_neighbours(channel, data, excluding)
+        return self._finish(now)
+
+    # --- time ---------------------------------------------------------------------------------------------------------
+
+    def next_deadline(self) -> float | None:
+        """When `handle_timer` has something to do, in monotonic seconds."""
+        due = [self._upkeep.next_deadline(), self._connector.next_deadline()]
+        due += [link.protocol.next_deadline() for link in self._links.all() if link.protocol is not None]
+        return min((due_s for due_s in due if due_s is not None), default=None)
+
+    def handle_timer(self, now: Now) -> list[Output]:
+        """Do what is due."""
+        for link in self._links.all():
+            if link.protocol is None or link.protocol.next_deadline() > now.monotonic_s:
+                continue
+            try:
+                written = link.protocol.handle_timer(now)
+                if written:
+                    self._out.append(SendTcp(link.number, written))
+            except RemoteError as error:
+                self._admission.end(link, error, now)
+        self._upkeep.handle_timer(now)
+        return self._finish(now)
+
+    # --- views --------------------------------------------------------------------------------------------------------
+
+    @property
+    def local_name(self) -> PeerName:
+        """Our name."""
+        return self.config.name
+
+    @property
+    def short_id(self) -> ShortID:
+        """Our short ID. It may change, and may for a moment stand for somebody else."""
+        short_id = self.topology.ourself.short_id
+        assert short_id is not None
+        return short_id
+
+    @property
+    def termination_count(self) -> int:
+        """How many connections have ended, except those to ourself."""
+        return self._admission.termination_count
+
+    def peer_names(self) -> frozenset[PeerName]:
+        """Return the names of all peers we know of, ours among them."""
+        return frozenset(self.topology)
+
+    def can_reach(self, destination: PeerName) -> bool:
+        """Whether a unicast to that peer would leave here."""
+        return self._relay.can_reach(destination)
+
+    def broadcast_row(self, origin: PeerName) -> tuple[PeerName, ...]:
+        """To whom we forward overlay broadcasts of `origin`."""
+        return self.routes.broadcast_row(origin)
+
+    def connections(self) -> list[ConnectionStatus]:
+        """Return what there is to say about each connection that has been added, by the remote's name."""
+        return [
+            ConnectionStatus(
+                connection=link.number,
+                remote=link.remote,
+                outbound=link.outbound,
+                established=link.established,
+                name=name,
+                nickname=self.topology[name].nickname,
+                encrypted=link.overlay_key is not None,
+            )
+            for name, link in ((link.name, link) for link in self._links.added())
+            if name is not None
+        ]
+
+    def targets(self) -> list[TargetStatus]:
+        """Return what there is to say about each target, by address."""
+        return self._connector.status()
+
+    def direct_targets(self) -> list[str]:
+        """Return the texts of all direct targets."""
+        return self._connector.direct_texts()
+
+    def active_target_count(self) -> int:
+        """How many direct targets have not been given up for good."""
+        return len(self._connector.active_texts())
+
+    # --- what arrives -------------------------------------------------------------------------------------------------
+
+    def _handle(self, link: LocalConnection, events: Iterable[Introduced | Message], now: Now) -> None:
+        """Take what a connection has to say. Raises RemoteError for what must end it."""
+        for event in events:
+            if isinstance(event, Message):
+                self._message(link, event, now)
+            elif self._admission.admit(link, event, now):
+                assert link.protocol is not None
+                self._handle(link, link.protocol.proceed(now), now)
+
+    def _message(self, link: LocalConnection, message: Message, now: Now) -> None:
+        match message.tag:
+            case Tag.HEARTBEAT:
+                pass
+            case Tag.GOSSIP | Tag.GOSSIP_UNICAST | Tag.GOSSIP_BROADCAST as tag:
+                self._gossip(link, Tag(tag), message.payload, now)
+            case Tag.OVERLAY_CONTROL:
+                self._out.append(OverlayControlArrived(link.number, message.payload))
+            case tag:
+                self._admission.note(link, f"ignored a message with tag {tag}", Level.DEBUG)
+
+    def _gossip(self, link: LocalConnection, tag: Tag, payload: bytes, now: Now) -> None:
+        gossip = parse_gossip(tag, payload)
+        kind = _GOSSIP_KINDS[tag]
+        if gossip.destination not in {None, self.local_name}:
+            assert gossip.destination is not None
+            self._relay.pass_on(gossip.destination, payload, self._out)
+        elif gossip.channel == TOPOLOGY_CHANNEL:
+            self._topology_gossip(kind, gossip, now)
+        elif gossip.channel in self._channels:
+            self._out.append(GossipArrived(link.number, gossip.channel, kind, gossip.source, gossip.data))
+        else:
+            self._foreign_gossip(kind, gossip, now)
+
+    def _topology_gossip(self, kind: GossipKind, gossip: GossipMessage, now: Now) -> None:
+        if kind is GossipKind.UNICAST:
+            raise GossipError(f"unexpected topology gossip unicast: {len(gossip.data)} bytes")
+        change = self.topology.merge(gossip.data)
+        self._upkeep.apply(change, now)
+        self._upkeep.collect_soon(now)
+        if kind is GossipKind.BROADCAST and change.mentioned:
+            data = TopologyData(self.topology, frozenset(change.mentioned))
+            self._relay.broadcast(TOPOLOGY_CHANNEL, data, gossip.source)
+        if kind is GossipKind.NEIGHBOUR and change.improved:
+            data = TopologyData(self.topology, frozenset(change.improved))
+            self._relay.tell_neighbours(TOPOLOGY_CHANNEL, data, gossip.source)
+
+    def _foreign_gossip(self, kind: GossipKind, gossip: GossipMessage, now: Now) -> None:
+        data = SurrogateData((gossip.data,))
+        if kind is GossipKind.BROADCAST:
+            self._relay.broadcast(gossip.channel, data, gossip.source)
+        if kind is GossipKind.NEIGHBOUR and self._surrogate.is_news(gossip.channel, gossip.data, now):
+            self._relay.tell_neighbours(gossip.channel, data, gossip.source)
+
+    # --- how every input ends -----------------------------------------------------------------------------------------
+
+    def _finish(self, now: Now) -> list[Output]:
+        self._relay.flush(self._out)
+        while (failed := self._links.first_failed()) is not None:
+            self._admission.end(failed, ProtocolError(failed.failure or ""), now)
+        due_s = self._connector.next_deadline()
+        if self._upkeep.targets_are_stale or (due_s is not None and due_s <= now.monotonic_s):
+            self._upkeep.targets_are_stale = False
+            for attempt in self._connector.attempts(self._links.connected(), self.topology, now):
+                self._attempt(attempt, now)
+        taken = self._out[:]
+        self._out.clear()
+        return taken
+
+    def _attempt(self, attempt: Attempt, now: Now) -> None:
+        remote = attempt.endpoint
+        self._out.append(Note(Level.INFO, f"->[{remote}] attempting connection"))
+        try:
+            self._admission.check_limit()
+        except HandshakeError as error:
+            self._attempt_failed(remote, str(error), now)
+            return
+        number = ConnectionNumber(2 * self._dialled_count + 1)
+        self._dialled_count += 1
+        self._links.begin(
+            LocalConnection(number, remote, outbound=True, direct=attempt.direct, trusted=self._trusts(remote))
+        )
+        self._out.append(Dial(number, remote))
+
+    def _attempt_failed(self, remote: Endpoint, error: str, now: Now) -> None:
+        self._out.append(Note(Level.WARNING, f"->[{remote}] error during connection attempt: {error}"))
+        self._connector.failed(remote, error, now)
+        self._upkeep.targets_are_stale = True
