@@ -176,7 +176,7 @@ class _MeshProtocol(asyncio.Protocol):
         stream.set_write_buffer_limits(high=HIGH_WATER_BYTES)
         local, remote = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
         if local is None or remote is None:  # reset between accept and now
-            transport.abort()
+            stream.abort()
             return
         self._driver.made(
             self._connection,

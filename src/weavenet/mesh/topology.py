@@ -18,15 +18,13 @@ Records are immutable and replaced whole, so whoever holds one (routes, status) 
 docs/protocol.md, "Topology", and Weave's mesh peers.go and peer.go.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from weavenet.codec.cursor import Cursor
 from weavenet.codec.gob import BOOL, BYTES, STRING, UINT16, UINT64, Decoder, Encoder, Field, Struct, slice_of
-from weavenet.codec.gob_wire import read_signed, read_unsigned
 from weavenet.effects import Entropy
-from weavenet.errors import GossipError, TruncatedError
+from weavenet.errors import GossipError
 from weavenet.identity import (
     NAME_BYTES,
     SHORT_ID_COUNT,
@@ -103,6 +101,7 @@ class Topology(Mapping[PeerName, Peer]):
         self._connections_count = 0
         self._generation = 0
         self._encoded = _Encoded(-1, frozenset(), [])
+        self._records: dict[PeerName, tuple[Peer, bytes]] = {}
         self.short_ids = ShortIDs()
         self._marks = _Marks()
         self._put(ourself)
@@ -182,7 +181,7 @@ class Topology(Mapping[PeerName, Peer]):
 
     def merge(self, data: bytes) -> Change:
         """Take in an update, all of it or nothing. Raises GossipError or CodecError, and then nothing changed."""
-        summaries = decode_update(data, self._is_news)
+        summaries = decode_update(data)
         fresh: dict[PeerName, Peer] = {}
         for summary in summaries:
             if summary.name not in self._peers:
@@ -246,9 +245,16 @@ class Topology(Mapping[PeerName, Peer]):
         Periodic gossip sends the same to a dozen neighbours in turn, so the last result is kept.
         """
         if (self._encoded.generation, self._encoded.names) != (self._generation, names):
-            records = [self._peers[name] for name in sorted(names) if name in self._peers]
-            self._encoded = _Encoded(self._generation, names, encode_update(records))
+            records = [self._record(self._peers[name]) for name in sorted(names) if name in self._peers]
+            self._encoded = _Encoded(self._generation, names, join_records(records))
         return self._encoded.updates
+
+    def _record(self, peer: Peer) -> bytes:
+        # Records are replaced whole, so the same object has the same bytes.
+        known = self._records.get(peer.name)
+        if known is None or known[0] is not peer:
+            known = self._records[peer.name] = (peer, encode_record(peer))
+        return known[1]
 
     # --- the table ----------------------------------------------------------------------------------------------------
 
@@ -275,6 +281,7 @@ class Topology(Mapping[PeerName, Peer]):
     def _drop(self, peer: Peer) -> None:
         self._unindex(peer.short_id, peer.name)
         del self._peers[peer.name]
+        self._records.pop(peer.name, None)
         self._generation += 1
         self._connections_count -= len(peer.connections)
 
@@ -381,23 +388,30 @@ _CONNECTION_SUMMARIES = slice_of(_CONNECTION_SUMMARY)
 
 def encode_update(peers: Iterable[Peer]) -> list[bytes]:
     """Write records as updates, more than one where they would get too long; none of no records."""
+    return join_records(encode_record(peer) for peer in peers)
+
+
+def join_records(records: Iterable[bytes]) -> list[bytes]:
+    """Make updates of encoded records, more than one where they would get too long; none of no records.
+
+    A record's values are the same in every stream once the types are defined, so they can be kept and joined.
+    """
     updates: list[bytes] = []
-    encoder = Encoder()
     parts: list[bytes] = []
     size_bytes = 0
-    for peer in peers:
+    for part in records:
         if size_bytes >= UPDATE_BYTES_MAX:
-            updates.append(b"".join(parts))
-            encoder, parts, size_bytes = Encoder(), [], 0
-        part = _encode_peer(encoder, peer)
+            updates.append(b"".join([_DEFINITIONS, *parts]))
+            parts, size_bytes = [], 0
         parts.append(part)
         size_bytes += len(part)
     if parts:
-        updates.append(b"".join(parts))
+        updates.append(b"".join([_DEFINITIONS, *parts]))
     return updates
 
 
-def _encode_peer(encoder: Encoder, peer: Peer) -> bytes:
+def encode_record(peer: Peer) -> bytes:
+    """Write the two values of a record, without the definitions of their types."""
     summary = _PeerSummary(
         peer_name_to_bytes(peer.name),
         peer.nickname,
@@ -410,49 +424,31 @@ def _encode_peer(encoder: Encoder, peer: Peer) -> bytes:
         _ConnectionSummary(peer_name_to_bytes(remote), each.address, each.outbound, each.established)
         for remote, each in sorted(peer.connections.items(), key=lambda item: item[0])
     ]
-    return encoder.encode(_PEER_SUMMARY, summary) + encoder.encode(_CONNECTION_SUMMARIES, connections)
+    return _KNOWING.encode(_PEER_SUMMARY, summary) + _KNOWING.encode(_CONNECTION_SUMMARIES, connections)
 
 
-def decode_update(data: bytes, is_news: Callable[[Peer], bool] = lambda _: True) -> list[Peer]:
-    """Read an update. Raises CodecError.
+def _define() -> tuple[Encoder, bytes]:
+    """Return an encoder that has defined both types, and what it wrote to do so."""
+    encoder = Encoder()
+    blank = _PeerSummary(b"", "", 0, 0, 0, has_short_id=False)
+    first, second = encoder.encode(_PEER_SUMMARY, blank), encoder.encode(_CONNECTION_SUMMARIES, [])
+    values = len(encoder.encode(_PEER_SUMMARY, blank)), len(encoder.encode(_CONNECTION_SUMMARIES, []))
+    return encoder, first[: -values[0]] + second[: -values[1]]
 
-    A record that is no news, judged without its connections, is returned without them. Connection lists are nearly all
-    of an update, and in a mesh at rest nearly nothing in one is news, so this is most of the cost of being in a mesh.
 
-    Values that decode and yet make no sense are mended or left out. They need not come from whoever sent the update,
-    and a relay that knows no better must not pay for them with its connection.
-    """
-    decoder = Decoder()
+_KNOWING, _DEFINITIONS = _define()
+
+
+def decode_update(data: bytes) -> list[Peer]:
+    """Read the records of an update, in order. Raises CodecError."""
+    decoder = Decoder(data)
     peers: list[Peer] = []
-    peer: Peer | None = None  # whose connections come next
-    is_wanted = False
-    for message, is_value in _split(data):
-        if not is_value:
-            decoder.feed(message)
-        elif peer is None:
-            decoder.feed(message)
-            peer = _read_peer(decoder.decode(_PEER_SUMMARY))
-            is_wanted = is_news(peer)
-        else:
-            if is_wanted:
-                decoder.feed(message)
-                listed = decoder.decode(_CONNECTION_SUMMARIES)
-                peer = replace(peer, connections=_read_connections(listed))
-            if _is_name(peer.name):
-                peers.append(peer)
-            peer = None
-    if peer is not None:
-        raise TruncatedError("unexpected EOF")
+    while not decoder.at_end:
+        peer = _read_peer(decoder.decode(_PEER_SUMMARY))
+        listed = decoder.decode(_CONNECTION_SUMMARIES)
+        if _is_name(peer.name):
+            peers.append(replace(peer, connections=_read_connections(listed)))
     return peers
-
-
-def _split(data: bytes) -> Iterator[tuple[bytes, bool]]:
-    """Yield the messages of a gob stream, and of each whether it is a value rather than a definition."""
-    cursor = Cursor(data)
-    while cursor.remaining:
-        start = cursor.position
-        body = cursor.restrict_to(read_unsigned(cursor))
-        yield data[start : cursor.position], read_signed(body) > 0
 
 
 def _read_connections(summaries: Sequence[_ConnectionSummary]) -> Mapping[PeerName, PeerConnection]:

@@ -232,7 +232,9 @@ class World:
             self.network.end(pipe, host.address)
 
     def _arrived(self, pipe: Pipe, receiver: Address, data: bytes | None) -> None:
-        host = self.hosts[receiver]
+        host = self.hosts.get(receiver)
+        if host is None:
+            return  # that machine is no more
         number = ConnectionNumber(pipe.numbers[receiver])
         if receiver in pipe.ended or host.pipes.get(number) is not pipe:
             if data is not None and host.node is not None and pipe.other(receiver) not in pipe.ended:
