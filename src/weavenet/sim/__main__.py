@@ -7,23 +7,9 @@ import argparse
 import hashlib
 import multiprocessing
 import sys
-import traceback
 from functools import partial
 
-from weavenet.sim.checkers import InvariantError
-from weavenet.sim.faults import Result, Run
-
-
-def play(seed: int, hosts: int) -> tuple[int, Result]:
-    """Play one seed; a violation or a programmer's error is a result, too."""
-    run = Run(seed, hosts)
-    try:
-        return seed, run.play()
-    except InvariantError as violation:
-        problem = f"at {run.world.now_s:.3f} s: {violation}"
-    except AssertionError:
-        problem = f"at {run.world.now_s:.3f} s: assertion failed\n{traceback.format_exc()}"
-    return seed, Result(problem, 0.0, run.world.events, run.world.trace())
+from weavenet.sim.faults import play
 
 
 def main() -> int:

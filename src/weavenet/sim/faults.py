@@ -4,13 +4,14 @@ Everything is drawn up front or as it happens from the world's one random stream
 """
 
 import random
+import traceback
 from dataclasses import dataclass
 from functools import partial
 
 from weavenet.address import Address, Cidr
 from weavenet.identity import PeerName
 from weavenet.ipam.modes import Consensus, InitMode, Seed
-from weavenet.sim.checkers import unconverged
+from weavenet.sim.checkers import InvariantError, unconverged
 from weavenet.sim.host import Host
 from weavenet.sim.network import PERFECT, NetworkFaults
 from weavenet.sim.world import World, host_address
@@ -20,7 +21,7 @@ SMALL_UNIVERSE = Cidr.parse("10.32.0.0/24")  # tight enough that hosts must beg 
 FIRST_NAME = 0x7A_00_00_00_00_00
 
 STEP_S = 0.5
-SAFETY_S = 40.0
+SAFETY_S = 20.0
 LIVENESS_S = 900.0
 LIVENESS_STEP_S = 10.0
 
@@ -174,3 +175,15 @@ class Run:
             host.effects_until_crash = None
             if host.node is None:
                 world.boot(host)
+
+
+def play(seed: int, hosts: int) -> tuple[int, Result]:
+    """Play one seed; a violation or a programmer's error is a result, too."""
+    run = Run(seed, hosts)
+    try:
+        return seed, run.play()
+    except InvariantError as violation:
+        problem = f"at {run.world.now_s:.3f} s: {violation}"
+    except AssertionError:
+        problem = f"at {run.world.now_s:.3f} s: assertion failed\n{traceback.format_exc()}"
+    return seed, Result(problem, 0.0, run.world.events, run.world.trace())
