@@ -12,9 +12,10 @@ from weavenet.identity import UNKNOWN_PEER, format_peer_name
 from weavenet.mesh.connection import Introduced
 from weavenet.mesh.connector import Connector
 from weavenet.mesh.local import LocalConnection, LocalConnections
+from weavenet.mesh.records import NICKNAME_CHARACTERS_MAX, Peer, PeerConnection
 from weavenet.mesh.relay import Relay
 from weavenet.mesh.routes import Routes
-from weavenet.mesh.topology import NICKNAME_CHARACTERS_MAX, Peer, PeerConnection, Topology
+from weavenet.mesh.topology import Topology
 from weavenet.mesh.upkeep import Upkeep
 from weavenet.mesh.wire import RemoteFeatures
 

@@ -28,7 +28,7 @@ from weavenet.address import Endpoint
 from weavenet.effects import Entropy, Now
 from weavenet.errors import AddressError
 from weavenet.identity import PeerName
-from weavenet.mesh.topology import Peer
+from weavenet.mesh.records import Peer
 
 INTERVAL_FIRST_S = 2.0
 INTERVAL_GROWTH = 1.5

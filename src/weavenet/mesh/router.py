@@ -50,9 +50,10 @@ from weavenet.mesh.gossip import (
     TopologyData,
 )
 from weavenet.mesh.local import ConnectionStatus, LocalConnection, LocalConnections
+from weavenet.mesh.records import Peer
 from weavenet.mesh.relay import Relay
 from weavenet.mesh.routes import Routes
-from weavenet.mesh.topology import Peer, Topology
+from weavenet.mesh.topology import Topology
 from weavenet.mesh.upkeep import Upkeep
 from weavenet.mesh.wire import VERSION_MAX, VERSION_MIN, GossipMessage, Tag, build_message, parse_gossip
 

@@ -10,71 +10,30 @@ version 0, which any real record beats, because a route may lead through them an
 can no longer be reached over anybody's connections is collected as garbage, unless a local connection still refers
 to it.
 
-An update is one gob stream, and two values in it make a peer:
-
-    peerSummary, []connectionSummary,  peerSummary, []connectionSummary, ...
-
-Records are immutable and replaced whole, so whoever holds one (routes, status) has a consistent picture. Source:
-docs/protocol.md, "Topology", and Weave's mesh peers.go and peer.go.
+A mapping from name to record is all that others see of it (routes.py takes it for a graph). Source: docs/protocol.md,
+"Topology", and Weave's mesh peers.go and peer.go.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from weavenet.codec.gob import BOOL, BYTES, STRING, UINT16, UINT64, Decoder, Encoder, Field, Struct, slice_of
 from weavenet.effects import Entropy
 from weavenet.errors import GossipError
-from weavenet.identity import (
-    NAME_BYTES,
-    SHORT_ID_COUNT,
-    UNKNOWN_PEER,
-    UNKNOWN_UID,
-    PeerName,
-    PeerUID,
-    ShortID,
-    format_peer_name,
-    peer_name_from_bytes,
-    peer_name_to_bytes,
-)
+from weavenet.identity import PeerName, ShortID
+from weavenet.mesh.records import Peer, PeerConnection, decode_update, encode_update
 from weavenet.mesh.routes import walk
 from weavenet.mesh.short_ids import ShortIDs
 
-# What one lying peer can make us remember. Weave has no limits here; short IDs stop being useful at 4096 peers, and its
+# What is in a topology comes with it.
+__all__ = ["CONNECTIONS_MAX", "PEERS_MAX", "Change", "Peer", "PeerConnection", "Topology"]
+
+# What lying peers can make us remember. Weave has no limits here; short IDs stop being useful at 4096 peers, and its
 # connection limit is 200, so these leave room for meshes larger than any that can work.
 PEERS_MAX = 20_000
 CONNECTIONS_MAX = 1 << 21
-NICKNAME_CHARACTERS_MAX = 1024
-ADDRESS_CHARACTERS_MAX = 256
-# An update is cut where it gets this long. A message may have 10 MiB, and one record a third of that at the very most:
-# PEERS_MAX connections of the longest addresses would be more, but no peer with that many can send them to us either.
-UPDATE_BYTES_MAX = 4 << 20
 
 _VERSION_MASK = 0xFFFF_FFFF_FFFF_FFFF
-
-
-@dataclass(frozen=True, slots=True)
-class PeerConnection:
-    """What a peer publishes about one of its connections. The address is text: it is theirs, and is passed on as is."""
-
-    address: str
-    outbound: bool
-    established: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """The record of a peer: what it says about itself, or the blanks of a placeholder."""
-
-    name: PeerName
-    uid: PeerUID = UNKNOWN_UID
-    version: int = 0
-    nickname: str = ""
-    short_id: ShortID | None = None
-    connections: Mapping[PeerName, PeerConnection] = field(default_factory=lambda: MappingProxyType({}))
-
-    def __str__(self) -> str:
-        return f"{format_peer_name(self.name)}({self.nickname})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,139 +297,3 @@ class _Encoded:
     generation: int
     names: frozenset[PeerName]
     updates: list[bytes]
-
-
-# --- on the wire ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _PeerSummary:
-    name: bytes
-    nickname: str
-    uid: int
-    version: int
-    short_id: int
-    has_short_id: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _ConnectionSummary:
-    name: bytes
-    address: str
-    outbound: bool
-    established: bool
-
-
-_PEER_SUMMARY = Struct(
-    "peerSummary",
-    _PeerSummary,
-    (
-        Field("NameByte", "name", BYTES),
-        Field("NickName", "nickname", STRING),
-        Field("UID", "uid", UINT64),
-        Field("Version", "version", UINT64),
-        Field("ShortID", "short_id", UINT16),
-        Field("HasShortID", "has_short_id", BOOL),
-    ),
-)
-_CONNECTION_SUMMARY = Struct(
-    "connectionSummary",
-    _ConnectionSummary,
-    (
-        Field("NameByte", "name", BYTES),
-        Field("RemoteTCPAddr", "address", STRING),
-        Field("Outbound", "outbound", BOOL),
-        Field("Established", "established", BOOL),
-    ),
-)
-_CONNECTION_SUMMARIES = slice_of(_CONNECTION_SUMMARY)
-
-
-def encode_update(peers: Iterable[Peer]) -> list[bytes]:
-    """Write records as updates, more than one where they would get too long; none of no records."""
-    return join_records(encode_record(peer) for peer in peers)
-
-
-def join_records(records: Iterable[bytes]) -> list[bytes]:
-    """Make updates of encoded records, more than one where they would get too long; none of no records.
-
-    A record's values are the same in every stream once the types are defined, so they can be kept and joined.
-    """
-    updates: list[bytes] = []
-    parts: list[bytes] = []
-    size_bytes = 0
-    for part in records:
-        if size_bytes >= UPDATE_BYTES_MAX:
-            updates.append(b"".join([_DEFINITIONS, *parts]))
-            parts, size_bytes = [], 0
-        parts.append(part)
-        size_bytes += len(part)
-    if parts:
-        updates.append(b"".join([_DEFINITIONS, *parts]))
-    return updates
-
-
-def encode_record(peer: Peer) -> bytes:
-    """Write the two values of a record, without the definitions of their types."""
-    summary = _PeerSummary(
-        peer_name_to_bytes(peer.name),
-        peer.nickname,
-        peer.uid,
-        peer.version,
-        peer.short_id or 0,
-        peer.short_id is not None,
-    )
-    connections = [
-        _ConnectionSummary(peer_name_to_bytes(remote), each.address, each.outbound, each.established)
-        for remote, each in sorted(peer.connections.items(), key=lambda item: item[0])
-    ]
-    return _KNOWING.encode(_PEER_SUMMARY, summary) + _KNOWING.encode(_CONNECTION_SUMMARIES, connections)
-
-
-def _define() -> tuple[Encoder, bytes]:
-    """Return an encoder that has defined both types, and what it wrote to do so."""
-    encoder = Encoder()
-    blank = _PeerSummary(b"", "", 0, 0, 0, has_short_id=False)
-    first, second = encoder.encode(_PEER_SUMMARY, blank), encoder.encode(_CONNECTION_SUMMARIES, [])
-    values = len(encoder.encode(_PEER_SUMMARY, blank)), len(encoder.encode(_CONNECTION_SUMMARIES, []))
-    return encoder, first[: -values[0]] + second[: -values[1]]
-
-
-_KNOWING, _DEFINITIONS = _define()
-
-
-def decode_update(data: bytes) -> list[Peer]:
-    """Read the records of an update, in order. Raises CodecError."""
-    decoder = Decoder(data)
-    peers: list[Peer] = []
-    while not decoder.at_end:
-        peer = _read_peer(decoder.decode(_PEER_SUMMARY))
-        listed = decoder.decode(_CONNECTION_SUMMARIES)
-        if _is_name(peer.name):
-            peers.append(replace(peer, connections=_read_connections(listed)))
-    return peers
-
-
-def _read_connections(summaries: Sequence[_ConnectionSummary]) -> Mapping[PeerName, PeerConnection]:
-    links: dict[PeerName, PeerConnection] = {}
-    for each in summaries:
-        remote = peer_name_from_bytes(each.name)
-        if _is_name(remote):
-            links[remote] = PeerConnection(each.address[:ADDRESS_CHARACTERS_MAX], each.outbound, each.established)
-    return MappingProxyType(links)
-
-
-def _read_peer(summary: _PeerSummary) -> Peer:
-    has_short_id = summary.has_short_id and summary.short_id < SHORT_ID_COUNT
-    return Peer(
-        name=peer_name_from_bytes(summary.name),
-        uid=PeerUID(summary.uid),
-        version=summary.version,
-        nickname=summary.nickname[:NICKNAME_CHARACTERS_MAX],
-        short_id=ShortID(summary.short_id) if has_short_id else None,
-    )
-
-
-def _is_name(name: PeerName) -> bool:
-    # 0 is how routes say "ourself", and a number beyond 48 bits would be passed on as another peer's.
-    return name != UNKNOWN_PEER and not name >> 8 * NAME_BYTES

@@ -252,8 +252,8 @@ class FakeKernel:
             raise KernelError(f"cannot connect the pod: it already has an interface {link.ifname}")
         _check_mtu(f"create veth pair {name} and {link.ifname}", link.mtu)
         for route in pod_routes(link):
-            # "Nexthop has invalid gateway": a broadcast address is nobody's.
-            if route.gateway == link.address.broadcast:
+            # "Nexthop has invalid gateway": a broadcast address is nobody's; a /31 has none (RFC 3021).
+            if link.address.prefix_length <= 30 and route.gateway == link.address.broadcast:
                 raise RefusedError(f"add route to {route.destination}", errno.EINVAL, os.strerror(errno.EINVAL))
         host_mac = self._draw_mac()
         interface = PodInterface(
