@@ -34,8 +34,9 @@ from weavenet.mesh import router
 from weavenet.mesh.connection import Connection, ConnectionOptions, Introduced, LocalPeer, Message
 from weavenet.mesh.connector import Target, TargetState
 from weavenet.mesh.gossip import GossipData
+from weavenet.mesh.records import decode_update, encode_update
 from weavenet.mesh.router import Mesh, MeshConfig
-from weavenet.mesh.topology import Peer, PeerConnection, decode_update, encode_update
+from weavenet.mesh.topology import Peer, PeerConnection
 from weavenet.mesh.wire import GossipMessage, Tag, build_gossip, build_message, parse_gossip
 
 A, B, C, D, E = (PeerName(0x7A00_0000_0001 + index) for index in range(5))

@@ -14,10 +14,12 @@ from weavenet.address import Endpoint
 from weavenet.codec.gob import BOOL, BYTES, STRING, UINT16, UINT64, Encoder, Field, Struct, encode_one, slice_of
 from weavenet.errors import CodecError, GossipError
 from weavenet.identity import PeerName, PeerUID, ShortID, format_peer_name, parse_peer_name
+from weavenet.mesh import records
 from weavenet.mesh import topology as module
 from weavenet.mesh.connector import discovered_targets
+from weavenet.mesh.records import decode_update, encode_update
 from weavenet.mesh.short_ids import ShortIDs
-from weavenet.mesh.topology import Change, Peer, PeerConnection, Topology, decode_update, encode_update
+from weavenet.mesh.topology import Change, Peer, PeerConnection, Topology
 
 Vector = dict[str, Any]
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "mesh_topology.json").read_text())["vectors"]
@@ -271,8 +273,8 @@ def test_what_is_not_a_peer_name_is_left_out(name: bytes) -> None:
 def test_values_without_meaning_are_mended() -> None:
     (read,) = decode_update(odd_update(b"\1", short_id=4096, nickname="n" * 2000))
     assert read.short_id is None
-    assert len(read.nickname) == module.NICKNAME_CHARACTERS_MAX
-    assert len(read.connections[PeerName(1)].address) == module.ADDRESS_CHARACTERS_MAX
+    assert len(read.nickname) == records.NICKNAME_CHARACTERS_MAX
+    assert len(read.connections[PeerName(1)].address) == records.ADDRESS_CHARACTERS_MAX
 
 
 def test_a_peer_older_than_short_ids_is_understood() -> None:
@@ -376,7 +378,7 @@ def test_an_update_carries_the_state_at_the_time_it_is_sent() -> None:
 
 
 def test_an_update_that_gets_too_long_becomes_several_that_are_complete_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "UPDATE_BYTES_MAX", 300)
+    monkeypatch.setattr(records, "UPDATE_BYTES_MAX", 300)
     peers = [peer(PeerName(index), to=[A, B]) for index in range(1, 20)]
     updates = encode_update(peers)
     assert len(updates) > 3

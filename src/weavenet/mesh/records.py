@@ -8,14 +8,11 @@ Records are immutable and replaced whole, so whoever holds one (routes, status) 
 docs/protocol.md, "Topology: Encoding", and Weave's mesh peer.go and peers.go.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from weavenet.codec.cursor import Cursor
 from weavenet.codec.gob import BOOL, BYTES, STRING, UINT16, UINT64, Decoder, Encoder, Field, Struct, slice_of
-from weavenet.codec.gob_wire import read_signed, read_unsigned
-from weavenet.errors import TruncatedError
 from weavenet.identity import (
     NAME_BYTES,
     SHORT_ID_COUNT,
@@ -32,8 +29,8 @@ from weavenet.identity import (
 # Weave has no limits here. These are beyond any host name and any endpoint.
 NICKNAME_CHARACTERS_MAX = 1024
 ADDRESS_CHARACTERS_MAX = 256
-# An update is cut where it gets this long. A message may have 10 MiB, and the longest record that can have come to us in
-# one is no longer than that was.
+# An update is cut where it gets this long. A message may have 10 MiB, and the longest record that can have come to us
+# in one is no longer than that was.
 UPDATE_BYTES_MAX = 4 << 20
 
 

@@ -21,7 +21,7 @@ from types import MappingProxyType
 from weavenet.effects import Entropy
 from weavenet.errors import GossipError
 from weavenet.identity import PeerName, ShortID
-from weavenet.mesh.records import Peer, PeerConnection, decode_update, encode_update
+from weavenet.mesh.records import Peer, PeerConnection, decode_update, encode_record, join_records
 from weavenet.mesh.routes import walk
 from weavenet.mesh.short_ids import ShortIDs
 

@@ -8,9 +8,11 @@ import traceback
 from dataclasses import dataclass
 from functools import partial
 
-from weavenet.address import Address, Cidr
+from weavenet.address import Address, Cidr, Endpoint, format_address
 from weavenet.identity import PeerName
 from weavenet.ipam.modes import Consensus, InitMode, Seed
+from weavenet.mesh.connector import Target
+from weavenet.node.inputs import Connect
 from weavenet.sim.checkers import InvariantError, unconverged
 from weavenet.sim.host import Host
 from weavenet.sim.network import PERFECT, NetworkFaults
@@ -175,6 +177,16 @@ class Run:
             host.effects_until_crash = None
             if host.node is None:
                 world.boot(host)
+        self._adopt_orphans()
+
+    def _adopt_orphans(self) -> None:
+        """Do what an administrator does when the one neighbour that a host was told of is no more: `weave connect`."""
+        world = self.world
+        first, *others = world.running()
+        for host in others:
+            if not any(target.endpoint.address in world.hosts for target in host.targets):
+                known = Target(format_address(first.address), Endpoint(first.address, 0))
+                world.feed(host, Connect((known,), replace=False))
 
 
 def play(seed: int, hosts: int) -> tuple[int, Result]:
