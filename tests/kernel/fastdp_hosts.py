@@ -11,7 +11,6 @@ spoil the counting. No agent runs: tests write the maps.
 
 import os
 import select
-import shutil
 import socket
 import struct
 import subprocess
@@ -24,7 +23,7 @@ from typing import TypeVar
 
 from weavenet.address import Address, parse_address
 from weavenet.identity import ShortID
-from weavenet.linux.fastdp import Counter, FastdpMaps, remove_pins
+from weavenet.linux.fastdp import Counter, FastdpMaps
 from weavenet.linux.netns import open_namespace, run_in_namespace
 from weavenet.overlay.forwarding import Forwarding
 
@@ -37,7 +36,7 @@ WIRE = parse_address("192.0.2.254")
 ETHERTYPE = 0x88B5  # for local experiments, IEEE 802
 BROADCAST = b"\xff" * 6
 LIMIT_S = 10.0  # for what is certain to happen; it is long over in all but a failing test
-_SOURCE = Path(__file__).parents[2] / "src/weavenet/dataplane/bpf/fastdp.c"
+SOURCE = Path(__file__).parents[2] / "src/weavenet/dataplane/bpf/fastdp.c"
 
 
 def underlay(number: int) -> Address:
@@ -52,11 +51,11 @@ def batch(netns: str, *lines: str) -> None:
     subprocess.run(["ip", "-n", netns, "-batch", "-"], input="\n".join(lines), check=True, text=True)
 
 
-def compile_programs(directory: Path) -> Path:
+def compile_programs(directory: Path, source: Path = SOURCE) -> Path:
     target = directory / "fastdp.o"
     machine = run("gcc", "-print-multiarch").strip()
     flags = ["-O2", "-g", "-target", "bpf", "-Wall", "-Werror", "-idirafter", f"/usr/include/{machine}"]
-    run("clang", *flags, "-c", "-o", str(target), str(_SOURCE))
+    run("clang", *flags, "-c", "-o", str(target), str(source))
     return target
 
 
@@ -110,7 +109,6 @@ class Host:
     number: int
     netns: str
     descriptor: int
-    directory: Path
     ifindex: int
     maps: FastdpMaps
     pod: Pod
@@ -192,8 +190,6 @@ class Lab:
 def fastdp_lab(count: int, programs: Path) -> Iterator[Lab]:
     with ExitStack() as stack:
         prefix = f"wnf{os.getpid()}"
-        base = Path(f"/sys/fs/bpf/{prefix}")
-        stack.callback(shutil.rmtree, base, ignore_errors=True)
         ground = _namespace(stack, f"{prefix}u")
         batch(
             f"{prefix}u",
@@ -201,7 +197,7 @@ def fastdp_lab(count: int, programs: Path) -> Iterator[Lab]:
             "address add 192.0.2.254/24 dev underlay",
             "link set underlay up",
         )
-        hosts = tuple(_host(stack, prefix, base, number, programs) for number in range(1, count + 1))
+        hosts = tuple(_host(stack, prefix, number, programs) for number in range(1, count + 1))
         wire = run_in_namespace(ground, Wire)
         stack.callback(wire.udp.close)
         stack.callback(wire.packets.close)
@@ -219,7 +215,7 @@ def _namespace(stack: ExitStack, name: str) -> int:
     return descriptor
 
 
-def _host(stack: ExitStack, prefix: str, base: Path, number: int, programs: Path) -> Host:
+def _host(stack: ExitStack, prefix: str, number: int, programs: Path) -> Host:
     netns, pod_netns = f"{prefix}h{number}", f"{prefix}p{number}"
     descriptor, pod_descriptor = _namespace(stack, netns), _namespace(stack, pod_netns)
     batch(
@@ -236,13 +232,11 @@ def _host(stack: ExitStack, prefix: str, base: Path, number: int, programs: Path
     )
     batch(f"{prefix}u", f"link set h{number} master underlay up")
     batch(pod_netns, f"address add 10.32.0.{number}/24 dev eth0", "link set eth0 up")
-    directory = base / f"host{number}"
-    maps = FastdpMaps.open(directory, programs)
-    stack.callback(remove_pins, directory)
+    maps = FastdpMaps.open(path=programs)
     stack.callback(maps.close)
     ifindex = run_in_namespace(descriptor, lambda: socket.if_nametoindex(DEVICE))
     run_in_namespace(descriptor, lambda: maps.attach(ifindex))
     frames = run_in_namespace(pod_descriptor, lambda: Frames("eth0"))
     stack.callback(frames.socket.close)
     pod = Pod(pod_netns, pod_descriptor, f"10.32.0.{number}", frames)
-    return Host(number, netns, descriptor, directory, ifindex, maps, pod)
+    return Host(number, netns, descriptor, ifindex, maps, pod)

@@ -3,7 +3,6 @@
 import importlib.util
 import itertools
 import json
-import os
 import select
 import socket
 import subprocess
@@ -20,7 +19,7 @@ from weavenet.dataplane.model import NO_PROGRAMS, MacAddress, mac_from_bytes
 from weavenet.errors import KernelError
 from weavenet.identity import ShortID
 from weavenet.linux import tc
-from weavenet.linux.fastdp import HOPS_MAX, Counter, FastdpMaps, attached, remove_pins
+from weavenet.linux.fastdp import HOPS_MAX, Counter, FastdpMaps, attached
 from weavenet.linux.special import SpecialReceiver, SpecialSender
 from weavenet.overlay.forwarding import Forwarding
 
@@ -63,13 +62,6 @@ def whole_lab(programs: Path) -> Iterator["hosts.Lab"]:
 def lab(whole_lab: "hosts.Lab") -> "hosts.Lab":
     whole_lab.mesh()
     return whole_lab
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    path = Path(f"/sys/fs/bpf/wnt{os.getpid()}")
-    yield path
-    remove_pins(path)
 
 
 def introduce(host: "hosts.Host", mac: bytes, *others: "hosts.Host") -> None:
@@ -410,7 +402,7 @@ def test_traffic_goes_on_without_an_agent_and_a_new_one_finds_everything(lab: "h
     try:
         assert " 0% packet loss" in one.pod.ping(two.pod, "-c", "3", "-i", "0.01")
     finally:
-        one.maps = FastdpMaps.open(one.directory, programs)
+        one.maps = one.inside(lambda: FastdpMaps.open(one.ifindex, programs))
     assert one.maps.observe() == before
     assert one.maps.programs == there, "same instructions on the same maps: nothing to replace"
     assert one.maps.apply(before) == 0
@@ -425,7 +417,7 @@ def test_replacing_the_programs_loses_no_packet(lab: "hosts.Lab", programs: Path
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as ping:
         while ping.poll() is None:
             for host in (one, two):
-                newer = FastdpMaps.open(host.directory, programs)
+                newer = host.inside(lambda host=host: FastdpMaps.open(host.ifindex, programs))
                 host.inside(lambda host=host, newer=newer: newer.attach(host.ifindex))
                 host.maps.close()
                 host.maps = newer
@@ -433,6 +425,32 @@ def test_replacing_the_programs_loses_no_packet(lab: "hosts.Lab", programs: Path
         assert ping.stdout is not None
         assert " 20000 received, 0% packet loss" in ping.stdout.read()
     assert replaced > 2
+
+
+def test_programs_of_another_version_go_on_with_what_the_former_had_learnt(
+    lab: "hosts.Lab", programs: Path, tmp_path: Path
+) -> None:
+    """As an upgrade does: one map has another size, so it is a new one, with the entries of the old."""
+    one, two, _three = lab.hosts
+    one.pod.ping(two.pod, "-c", "1")
+    before, macs = one.maps.observe(), [(entry.mac, entry.place) for entry in one.maps.macs()]
+    source = tmp_path / "other.c"
+    source.write_text(hosts.SOURCE.read_text().replace("#define MACS_MAX 65536", "#define MACS_MAX 1024"))
+    other = hosts.compile_programs(tmp_path, source)
+    one.maps.close()
+    one.maps = one.inside(lambda: FastdpMaps.open(one.ifindex, other))
+    try:
+        assert one.inside(lambda: attached(one.ifindex)) != one.maps.programs
+        assert one.maps.observe() == before
+        assert [(entry.mac, entry.place) for entry in one.maps.macs()] == macs
+        one.inside(lambda: one.maps.attach(one.ifindex))
+        flooded = one.counted()
+        assert " 0% packet loss" in one.pod.ping(two.pod, "-c", "3", "-i", "0.01")
+        assert flooded(Counter.FLOODED) == 0
+    finally:
+        former, one.maps = one.maps, one.inside(lambda: FastdpMaps.open(one.ifindex, programs))
+        one.inside(lambda: one.maps.attach(one.ifindex))
+        former.close()
 
 
 def test_attached_says_nothing_where_nothing_is_and_detach_takes_both(lab: "hosts.Lab") -> None:
@@ -446,8 +464,8 @@ def test_attached_says_nothing_where_nothing_is_and_detach_takes_both(lab: "host
     assert three.inside(lambda: attached(three.ifindex)) == three.maps.programs
 
 
-def test_programs_on_other_maps_are_not_taken_for_ours(lab: "hosts.Lab", directory: Path, programs: Path) -> None:
-    others = FastdpMaps.open(directory, programs)
+def test_programs_on_other_maps_are_not_taken_for_ours(lab: "hosts.Lab", programs: Path) -> None:
+    others = FastdpMaps.open(path=programs)
     try:
         assert others.programs != lab.hosts[0].maps.programs
     finally:
@@ -483,8 +501,8 @@ def test_large_segments_pass_whole(lab: "hosts.Lab") -> None:
 
 
 @pytest.fixture
-def maps(directory: Path, programs: Path) -> Iterator[FastdpMaps]:
-    opened = FastdpMaps.open(directory, programs)
+def maps(programs: Path) -> Iterator[FastdpMaps]:
+    opened = FastdpMaps.open(path=programs)
     yield opened
     opened.close()
 
@@ -525,32 +543,6 @@ def test_addresses_at_a_peer_and_single_ones_are_forgotten(maps: FastdpMaps) -> 
     assert not maps.forget_mac(MacAddress(3))
 
 
-def test_pinned_maps_that_do_not_fit_are_refused_by_name_and_attribute(directory: Path, programs: Path) -> None:
-    directory.mkdir(parents=True)
-    hosts.run(
-        "bpftool",
-        "map",
-        "create",
-        str(directory / "peers"),
-        "type",
-        "array",
-        "key",
-        "4",
-        "value",
-        "4",
-        "entries",
-        "7",
-        "name",
-        "peers",
-    )
-    with pytest.raises(KernelError, match=r"pinned map .*/peers: its max entries is 7, but 4096 is needed"):
-        FastdpMaps.open(directory, programs)
-
-
-def test_a_file_that_is_no_object_and_a_place_that_takes_no_pins_are_refused(
-    directory: Path, programs: Path, tmp_path: Path
-) -> None:
+def test_a_file_that_is_no_object_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KernelError, match=r"cannot open eBPF object .*/nowhere.o: No such file"):
-        FastdpMaps.open(directory, tmp_path / "nowhere.o")
-    with pytest.raises(KernelError, match="it is not on a bpf file system"):
-        FastdpMaps.open(tmp_path, programs)
+        FastdpMaps.open(path=tmp_path / "nowhere.o")

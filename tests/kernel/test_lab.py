@@ -53,7 +53,6 @@ def test_nothing_is_left_of_a_lab_that_was_taken_down(lab: Lab, paths: Paths) ->
     host = lab.add_host()
     lab.make_pod("pod1-1", host)
     sleeper = lab.start("sleeper", ["sleep", "60"], where=host.name)
-    (paths.bpf / "host1").mkdir()
     assert mounts_below(paths.run_root)
     lab.down()
     assert not sleeper.is_alive()

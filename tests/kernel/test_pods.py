@@ -307,7 +307,7 @@ def test_taking_down_removes_pods_of_ours_and_no_others(ready):
     ours, foreign = ready.make_namespace(), ready.make_namespace()
     ready.kernel.attach_pod(link_for(ours))
     ready.add_pod("foreign", foreign, "eth0")
-    assert [str(change) for change in teardown(ready.kernel, ready.datapath)] == [
+    assert [str(change) for change in teardown(ready.kernel)] == [
         f"ip link delete {HOST_END}",
         "ip link delete vxlan-6784",
         "ip link delete weave",

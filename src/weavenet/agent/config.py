@@ -15,7 +15,6 @@ DEFAULT_MTU_BYTES = 1376  # Weave's: the smallest known cloud underlay less VXLA
 DEFAULT_RANGE = "10.32.0.0/12"
 DEFAULT_STATE_DIR = Path("/var/lib/weavenet")
 DEFAULT_RUN_DIR = Path("/run/weavenet")
-DEFAULT_BPF_DIR = Path("/sys/fs/bpf/weavenet")
 DEFAULT_BPF_OBJECT = Path(__file__).parents[3] / "build" / "fastdp.o"
 MTU_MIN, MTU_MAX = 576, 65485  # RFC 791's least; 65535 less the 50 bytes of VXLAN
 PORT_MAX = 65534  # the VXLAN port is one above
@@ -66,7 +65,6 @@ class AgentConfig:
     resume: bool
     state_dir: Path
     run_dir: Path
-    bpf_dir: Path
     bpf_object: Path
     host_root: Path
     status_address: str
@@ -153,7 +151,6 @@ class Flags:
     resume: bool
     state_dir: Path
     run_dir: Path
-    bpf_dir: Path
     bpf_object: Path
     host_root: Path
     status_addr: str
@@ -189,7 +186,6 @@ def build_config(flags: Flags) -> AgentConfig:
         resume=flags.resume,
         state_dir=flags.state_dir.absolute(),
         run_dir=flags.run_dir.absolute(),
-        bpf_dir=flags.bpf_dir.absolute(),
         bpf_object=flags.bpf_object.absolute(),
         host_root=flags.host_root,
         status_address=flags.status_addr,

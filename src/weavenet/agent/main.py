@@ -1,6 +1,6 @@
 """`weaver`: one agent per host. Reads its flags, runs, and leaves the data plane alone at its end.
 
-The flags are Weave's where Weave has them (docs/protocol.md, "Router daemon"); `--state-dir`, `--run-dir`, `--bpf-dir`,
+The flags are Weave's where Weave has them (docs/protocol.md, "Router daemon"); `--state-dir`, `--run-dir`,
 `--bpf-object`, `--password-file` and `--reset` are ours.
 """
 
@@ -42,7 +42,6 @@ EXIT_FAILED = 1
 @click.option("--resume", is_flag=True, help="Use the stored peers.")
 @click.option("--state-dir", type=click.Path(path_type=Path), default=c.DEFAULT_STATE_DIR, show_default=True)
 @click.option("--run-dir", type=click.Path(path_type=Path), default=c.DEFAULT_RUN_DIR, show_default=True)
-@click.option("--bpf-dir", type=click.Path(path_type=Path), default=c.DEFAULT_BPF_DIR, show_default=True)
 @click.option("--bpf-object", type=click.Path(path_type=Path), default=c.DEFAULT_BPF_OBJECT, show_default=True)
 @click.option("--host-root", type=click.Path(path_type=Path), default=Path("/"), help="Where the host's files are.")
 @click.option("--status-addr", default="", help="Serve status and metrics over TCP here, as in 127.0.0.1:6782.")

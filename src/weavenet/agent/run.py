@@ -61,18 +61,17 @@ async def run_agent(config: AgentConfig, log: logging.Logger) -> None:
 def reset_host(config: AgentConfig, log: logging.Logger) -> None:
     """Remove all that is ours from this host's kernel and disk. Raises WeavenetError, and says what is left."""
     with _lock_run_dir(config.run_dir):
-        datapath = FastDatapath(config.bpf_dir, config.bpf_object)
+        datapath = FastDatapath(vxlan_name(config.vxlan_port), config.bpf_object)
         kernel = LinuxKernel(config.bridge, vxlan_name(config.vxlan_port), datapath)
         try:
-            for change in teardown(kernel, datapath):
+            for change in teardown(kernel):
                 log.info("kernel: %s", change)
         finally:
             kernel.close()
         for path in _state_files(config):
             path.unlink(missing_ok=True)
-        for directory in (config.state_dir, config.bpf_dir):
-            with contextlib.suppress(OSError):  # not there, or something of somebody else's is in it: it stays
-                directory.rmdir()
+        with contextlib.suppress(OSError):  # not there, or something of somebody else's is in it: it stays
+            config.state_dir.rmdir()
 
 
 @contextmanager
@@ -110,7 +109,7 @@ class _Agent:
         self._store_thread = stack.enter_context(ThreadPoolExecutor(1, "store"))
         self._entropy = SystemEntropy()
         self._store = Store(config.database)
-        self._datapath = FastDatapath(config.bpf_dir, config.bpf_object)
+        self._datapath = FastDatapath(vxlan_name(config.vxlan_port), config.bpf_object)
         self._kernel = LinuxKernel(config.bridge, vxlan_name(config.vxlan_port), self._datapath)
         stack.callback(self._kernel.close)
         stack.callback(self._datapath.close)

@@ -24,7 +24,7 @@ _PASSES_MAX = 4
 
 
 class Datapath(Protocol):
-    """The tc programs on the VXLAN device and the tables they work by; pinned, so that they outlive the agent."""
+    """The tc programs on the VXLAN device and their tables; the device holds both, so they outlive the agent."""
 
     @property
     def programs(self) -> Programs:
@@ -45,10 +45,6 @@ class Datapath(Protocol):
 
     def apply_forwarding(self, forwarding: Forwarding) -> None:
         """Make the tables hold this; entries that stay are not disturbed."""
-        ...
-
-    def discard(self) -> None:
-        """Unpin programs and tables, for good; absent is fine. Devices that have the programs keep them."""
         ...
 
 
@@ -112,11 +108,12 @@ def reconcile(kernel: Kernel, settings: HostSettings) -> tuple[Change, ...]:
     return _settle(kernel, lambda actual: desired_network(settings, actual))
 
 
-def teardown(kernel: Kernel, datapath: Datapath) -> tuple[Change, ...]:
-    """Remove everything of ours, pods' interfaces included, and return what was done."""
-    done = _settle(kernel, lambda _: NOTHING)
-    datapath.discard()
-    return done
+def teardown(kernel: Kernel) -> tuple[Change, ...]:
+    """Remove everything of ours, pods' interfaces included, and return what was done.
+
+    The programs and their tables go with the device that they are on.
+    """
+    return _settle(kernel, lambda _: NOTHING)
 
 
 def _settle(kernel: Kernel, desire: Callable[[HostNetwork], HostNetwork]) -> tuple[Change, ...]:

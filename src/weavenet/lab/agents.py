@@ -32,7 +32,6 @@ def command(paths: Paths, host: HostRecord, *, peers: Sequence[str], consensus: 
         f"--ipalloc-init=consensus={consensus}",
         f"--state-dir={paths.state / host.name}",
         f"--run-dir={paths.host(host)}",
-        f"--bpf-dir={paths.bpf / host.name}",
         "--weave-bridge=weave",
         f"--mtu={MTU}",
         "--log-level=info",

@@ -3,9 +3,6 @@
 A lab host is what a node is to weavenet: an uplink with an address, forwarding on, a directory for sockets and one for
 the database. It shares the kernel, the file system and the clock with the others, nothing else. Everything a lab makes
 lies in its own directories (record.py), so `down` needs to remember nothing but processes, and works after any crash.
-
-The BPF file system is the lab's own, too: pins of all its agents go with one unmount, and the machine's /sys/fs/bpf,
-which may not even be mounted, is left alone.
 """
 
 import hashlib
@@ -16,7 +13,7 @@ from pathlib import Path
 
 from weavenet.errors import LabError
 from weavenet.lab import agents, network, process, runtime
-from weavenet.lab.namespace import Namespace, mount, unmount
+from weavenet.lab.namespace import Namespace
 from weavenet.lab.process import Process
 from weavenet.lab.record import UNDERLAY, HostRecord, Paths, PodRecord, Record
 
@@ -50,7 +47,6 @@ class Lab:
         lab = cls(paths, Record(owner=owner))
         try:
             lab.paths.save(lab.record)
-            mount("bpf", paths.bpf, "bpf")
             for name in ("weave-net", "weave-ipam"):
                 (paths.executables / name).symlink_to(SHIM)
             network.make_underlay(paths.namespace(UNDERLAY))
@@ -241,10 +237,6 @@ class Lab:
                 space.delete()
             except LabError as error:
                 problems.append(str(error))
-        try:
-            unmount(self.paths.bpf)
-        except LabError as error:
-            problems.append(str(error))
         return problems
 
 

@@ -4,10 +4,10 @@ A namespace lives as long as something refers to it: a process in it, or a mount
 keeps such mounts in /run/netns, for the whole machine; a lab keeps its own below its own directory, so that two labs
 cannot meet, and so that whatever is found there is the lab's to remove, even when the lab that made it was killed.
 
-Entering is setns(2), not `ip netns exec`: that also gives the command a mount namespace of its own with a fresh /sys,
-where no BPF file system is mounted, and what an agent pins in such a place dies with it. After a plain setns the mounts
-are the machine's; only /sys/class/net keeps naming the devices of the namespace that /sys was mounted in, so nothing
-here reads it. A namespace belongs to a thread: the caller comes back before anything else runs, and if it cannot, ends.
+Entering is setns(2), not `ip netns exec`: that also gives the command a mount namespace of its own with a fresh /sys.
+After a plain setns the mounts are the machine's; only /sys/class/net keeps naming the devices of the namespace that
+/sys was mounted in, so nothing here reads it. A namespace belongs to a thread: the caller comes back before anything
+else runs, and if it cannot, ends.
 """
 
 import ctypes

@@ -2,7 +2,6 @@
 
     /run/weavenet-lab/NAME/lab.json          the record: hosts, pods, processes
                           /ns/...            one mounted file per network namespace
-                          /bpf               the lab's own BPF file system, a directory per host
                           /bin/weave-net     the CNI executable under the names runtimes call it by
                           /host1/...         weave.sock, cni.sock, weaver.log
     /var/lib/weavenet-lab/NAME/host1/...     the agent's database: on a disk, as on real hosts, as it takes time
@@ -102,11 +101,6 @@ class Paths:
         return self.run / "ns"
 
     @property
-    def bpf(self) -> Path:
-        """Where the lab's BPF file system is mounted."""
-        return self.run / "bpf"
-
-    @property
     def executables(self) -> Path:
         """Where the CNI executable has its names: what a runtime is given as CNI_PATH."""
         return self.run / "bin"
@@ -133,7 +127,7 @@ class Paths:
         try:
             self.run_root.mkdir(parents=True, exist_ok=True)
             self.run.mkdir(mode=0o700)
-            for directory in (self.namespaces, self.bpf, self.executables, self.state):
+            for directory in (self.namespaces, self.executables, self.state):
                 directory.mkdir(parents=True)
         except FileExistsError as error:
             raise LabError(

@@ -1,12 +1,12 @@
-"""eBPF from Python: load an object file, pin its maps, read and write them. The words are the kernel's.
+"""eBPF from Python: load an object file, read and write its maps. The words are the kernel's.
 
 This wraps libbpf through ctypes. Libraries exist (bcc compiles at run time and brings LLVM along; pyroute2 speaks
 netlink but not bpf(2)), yet all that is needed is two dozen calls, and libbpf already knows ELF, BTF, relocations and
 how older kernels differ.
 
-Pins are handled here and not left to libbpf, for the sake of the error: a map that a former version of us left behind
-and that does not fit is named together with *which* attribute differs. A map that fits is used as it is, with all it
-holds, so a restarted agent continues where the last one stopped.
+Nothing is pinned (docs/adr/0015). A program that is attached to a device stays in the kernel, and its maps with it;
+from the program's number, which the device tells, its maps are found again. A map that fits is used as it is, with all
+it holds, so a restarted agent continues where the last one stopped.
 
 Sources: bpf(2); include/uapi/linux/bpf.h for the layouts of the two info structs; libbpf 1.0 and later.
 """
@@ -16,7 +16,6 @@ import errno
 import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -34,6 +33,7 @@ _PROGRAM_MAPS_MAX = 64
 _VERIFIER_LOG_BYTES = 1 << 20
 _VERIFIER_LINES = 12
 _BATCH = 1024
+_ENTRIES_TYPES = frozenset({1, 2, 9})  # hash, array, LRU hash: of those, entries can be copied
 _PER_CPU_TYPES = frozenset({5, 6, 10})  # hash, array, LRU hash; include/uapi/linux/bpf.h, enum bpf_map_type
 
 
@@ -85,7 +85,7 @@ def _pointer(what: str, value: int | None) -> ctypes.c_void_p:
 
 @dataclass(frozen=True, slots=True)
 class MapShape:
-    """What must agree for a pinned map to be used by another version of a program."""
+    """What must agree for a map to be used by another version of a program."""
 
     type: int
     key_size: int
@@ -93,22 +93,14 @@ class MapShape:
     max_entries: int
     flags: int
 
-    def difference(self, needed: "MapShape") -> str:
-        """Say which attribute differs and how, or return an empty text."""
-        for attribute in ("type", "key_size", "value_size", "max_entries", "flags"):
-            found, wanted = getattr(self, attribute), getattr(needed, attribute)
-            if found != wanted:
-                return f"its {attribute.replace('_', ' ')} is {found}, but {wanted} is needed"
-        return ""
 
-
-def _map_info(descriptor: int, what: str) -> tuple[MapShape, int]:
+def _map_info(descriptor: int, what: str) -> tuple[MapShape, int, str]:
     raw = ctypes.create_string_buffer(_MAP_INFO.size)
     length = ctypes.c_uint32(len(raw))
     if _library().bpf_obj_get_info_by_fd(descriptor, raw, ctypes.byref(length)):
         _refuse(f"inspect {what}", ctypes.get_errno())
-    kind, number, key_size, value_size, max_entries, flags, _name = _MAP_INFO.unpack(raw.raw)
-    return MapShape(kind, key_size, value_size, max_entries, flags), number
+    kind, number, key_size, value_size, max_entries, flags, name = _MAP_INFO.unpack(raw.raw)
+    return MapShape(kind, key_size, value_size, max_entries, flags), number, name.rstrip(b"\0").decode()
 
 
 class Map:
@@ -118,7 +110,7 @@ class Map:
         """Ask the kernel for the map's shape and number."""
         self.name = name
         self.descriptor = descriptor
-        self.shape, self.number = _map_info(descriptor, f"map {name}")
+        self.shape, self.number, _ = _map_info(descriptor, f"map {name}")
         cells = possible_cpus() if self.shape.type in _PER_CPU_TYPES else 1
         # Each CPU's value starts on eight bytes; user space gets them all, one after the other.
         self.value_bytes = self.shape.value_size if cells == 1 else (self.shape.value_size + 7 & ~7) * cells
@@ -237,6 +229,36 @@ def program_by_number(number: int) -> Program | None:
         os.close(descriptor)
 
 
+def maps_of_programs(numbers: Iterable[int]) -> dict[str, FileDescriptor]:
+    """Open the maps that loaded programs use, by name; who asks closes them. A program that is gone has none.
+
+    Needs CAP_SYS_ADMIN, as all access by number does (bpf(2), BPF_MAP_GET_FD_BY_ID). Raises KernelError.
+    """
+    opened: dict[str, FileDescriptor] = {}
+    try:
+        for number in numbers:
+            program = program_by_number(number)
+            for map_number in program.maps if program is not None else ():
+                descriptor = _library().bpf_map_get_fd_by_id(ctypes.c_uint32(map_number))
+                if descriptor < 0:
+                    _refuse(f"open map {map_number} of program {number}", ctypes.get_errno())
+                _, _, name = _map_info(descriptor, f"map {map_number}")
+                if name in opened:
+                    os.close(descriptor)
+                else:
+                    opened[name] = FileDescriptor(descriptor)
+    except BaseException:
+        close_all(opened)
+        raise
+    return opened
+
+
+def close_all(descriptors: Mapping[str, FileDescriptor]) -> None:
+    """Close the descriptors of maps."""
+    for descriptor in descriptors.values():
+        os.close(descriptor)
+
+
 def possible_cpus() -> int:
     """How many values an entry of a per-CPU map has."""
     count = int(_library().libbpf_num_possible_cpus())
@@ -246,13 +268,12 @@ def possible_cpus() -> int:
 
 
 class Object:
-    """An object file in the kernel: its maps, pinned, and its programs, held by it and by what they are attached to."""
+    """An object file in the kernel: its maps, and its programs, held by it and by what they are attached to."""
 
-    def __init__(self, path: Path, directory: Path) -> None:
-        """Load the file. Maps pinned in `directory` under their names are used, missing ones are made and pinned.
+    def __init__(self, path: Path, existing: Mapping[str, FileDescriptor]) -> None:
+        """Load the file. Existing maps that fit are used; of others of the same name the new map gets the entries.
 
-        Raises KernelError: no such file, a pinned map that does not fit, a kernel too old, a program the verifier
-        refuses (with the end of its log).
+        Raises KernelError: no such file, a kernel too old, a program the verifier refuses (with the end of its log).
         """
         self._log = ctypes.create_string_buffer(_VERIFIER_LOG_BYTES)
         options = _OpenOptions(size=ctypes.sizeof(_OpenOptions), kernel_log_size=len(self._log))
@@ -260,54 +281,41 @@ class Object:
         opened = _library().bpf_object__open_file(os.fsencode(path), ctypes.byref(options))
         self._object: ctypes.c_void_p | None = _pointer(f"open eBPF object {path}", opened)
         try:
-            make_pin_directory(directory)
-            self._load(path, directory)
+            outgrown = self._adopt(existing)
+            self._load(path)
             self.maps = {name: Map(name, self._map_descriptor(handle)) for name, handle in self._map_handles()}
             self.programs = {
                 name: FileDescriptor(_library().bpf_program__fd(handle)) for name, handle in self._program_handles()
             }
+            for name in outgrown:
+                _copy(Map(name, existing[name]), self.maps[name])
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        """Let go of all descriptors; what is pinned or attached stays in the kernel. May be called twice."""
+        """Let go of all descriptors; what is attached stays in the kernel. May be called twice."""
         if self._object is not None:
             _library().bpf_object__close(self._object)
             self._object = None
 
-    def _load(self, path: Path, directory: Path) -> None:
-        fresh = self._adopt(directory)
+    def _load(self, path: Path) -> None:
         if _library().bpf_object__load(self._object):
             number = ctypes.get_errno()
             raise KernelError(f"cannot load eBPF object {path}: {os.strerror(number)}{self._verifier()}")
-        for name, handle in fresh.items():
-            if _library().bpf_map__pin(handle, os.fsencode(directory / name)):
-                _refuse(f"pin map {name} in {directory}", ctypes.get_errno())
 
-    def _adopt(self, directory: Path) -> dict[str, ctypes.c_void_p]:
-        """Bind the object to the maps pinned already; return the maps that are not."""
-        fresh: dict[str, ctypes.c_void_p] = {}
+    def _adopt(self, existing: Mapping[str, FileDescriptor]) -> list[str]:
+        """Bind the object to maps there are; return the names of those that exist in another shape."""
+        outgrown: list[str] = []
         for name, handle in self._map_handles():
-            pinned = _library().bpf_obj_get(os.fsencode(directory / name))
-            if pinned < 0:
-                if ctypes.get_errno() != errno.ENOENT:
-                    _refuse(f"open pinned map {directory / name}", ctypes.get_errno())
-                fresh[name] = handle
+            if name not in existing:
                 continue
-            try:
-                found, _number = _map_info(pinned, f"pinned map {directory / name}")
-                difference = found.difference(_declared(handle))
-                if difference:
-                    raise KernelError(
-                        f"cannot use pinned map {directory / name}: {difference}. Another version of weavenet made it; "
-                        f"run `weave reset` on this host, or remove {directory}"
-                    )
-                if _library().bpf_map__reuse_fd(handle, pinned):
-                    _refuse(f"use pinned map {directory / name}", ctypes.get_errno())
-            finally:
-                os.close(pinned)
-        return fresh
+            found, _, _ = _map_info(existing[name], f"map {name}")
+            if found != _declared(handle):
+                outgrown.append(name)
+            elif _library().bpf_map__reuse_fd(handle, existing[name]):
+                _refuse(f"use map {name} of the programs in place", ctypes.get_errno())
+        return outgrown
 
     def _map_handles(self) -> Sequence[tuple[str, ctypes.c_void_p]]:
         return self._handles("bpf_object__next_map", "bpf_map__name")
@@ -332,6 +340,21 @@ class Object:
     def _verifier(self) -> str:
         lines = self._log.value.decode(errors="replace").strip().splitlines()
         return "".join(f"\n  {line}" for line in lines[-_VERIFIER_LINES:])
+
+
+def _copy(source: Map, target: Map) -> None:
+    """Fill a new map with what an older version's holds, where entries have kept their form.
+
+    Until the agent knows better, the new programs then forward as the old ones did.
+    """
+    if (source.shape.type, source.shape.key_size, source.value_bytes) != (
+        target.shape.type,
+        target.shape.key_size,
+        target.value_bytes,
+    ):
+        return
+    if source.shape.type in _ENTRIES_TYPES:
+        target.update_all(dict(source.items()[: target.shape.max_entries]))
 
 
 def _declared(handle: ctypes.c_void_p) -> MapShape:
@@ -379,50 +402,3 @@ class RingBuffer:
         if self._buffer is not None:
             _library().ring_buffer__free(self._buffer)
             self._buffer = None
-
-
-# --- the file system --------------------------------------------------------------------------------------------------
-
-_BPF_ROOT = Path("/sys/fs/bpf")
-
-
-def make_pin_directory(directory: Path) -> None:
-    """Make a directory for pins, mounting the bpf file system at its usual place if it is not there yet."""
-    if not is_bpf_filesystem(directory):
-        if not directory.is_relative_to(_BPF_ROOT):
-            raise KernelError(f"cannot pin maps in {directory}: it is not on a bpf file system")
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.mount(b"bpf", os.fsencode(_BPF_ROOT), b"bpf", ctypes.c_ulong(0), b"mode=0700"):
-            _refuse(f"mount a bpf file system at {_BPF_ROOT}", ctypes.get_errno())
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise KernelError(f"cannot make {directory}: {error.strerror}") from error
-
-
-def is_bpf_filesystem(directory: Path) -> bool:
-    """Whether the directory is, or would be, on a bpf file system, by the longest mount point above it."""
-    mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="surrogateescape")
-    return filesystem_of(directory, mounts) == "bpf"
-
-
-def filesystem_of(directory: Path, mounts: str) -> str:
-    """Return the type of the file system a path is on. Source: proc(5), fstab(5); spaces in names are octal there."""
-    best, kind = Path("/"), ""
-    for line in mounts.splitlines():
-        fields = line.split(" ")
-        if len(fields) < 3:
-            continue
-        point = Path(fields[1].replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\"))
-        # Of two mounts on one point the later hides the earlier.
-        if directory.is_relative_to(point) and len(point.parts) >= len(best.parts):
-            best, kind = point, fields[2]
-    return kind
-
-
-def unpin(directory: Path) -> None:
-    """Remove a directory of pins. Programs still attached keep their maps until they are gone, too."""
-    with suppress(FileNotFoundError):
-        for pin in sorted(directory.iterdir()):
-            pin.unlink()
-        directory.rmdir()

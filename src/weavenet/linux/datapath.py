@@ -1,21 +1,23 @@
 """The fast data path of one host as dataplane/kernel.py wants it: programs on a device, and the tables they work by.
 
-Opened on first use, so that a reset can discard what there is without loading anything.
+Opened on first use, so that a reset can remove what there is without loading anything.
 """
 
+import socket
+from contextlib import suppress
 from pathlib import Path
 
 from weavenet.dataplane.model import Programs
-from weavenet.linux.fastdp import FastdpMaps, attached, remove_pins
+from weavenet.linux.fastdp import FastdpMaps, attached
 from weavenet.overlay.forwarding import Forwarding
 
 
 class FastDatapath:
-    """A `Datapath` over the eBPF programs and maps pinned in one directory."""
+    """A `Datapath` over the eBPF programs on one VXLAN device, and their maps."""
 
-    def __init__(self, directory: Path, compiled: Path) -> None:
-        """Name where the maps are pinned, and the compiled programs."""
-        self._directory = directory
+    def __init__(self, device: str, compiled: Path) -> None:
+        """Name the device whose maps are to be used if it is there already, and the compiled programs."""
+        self._device = device
         self._compiled = compiled
         self._opened: FastdpMaps | None = None
 
@@ -23,7 +25,10 @@ class FastDatapath:
     def maps(self) -> FastdpMaps:
         """The loaded programs and their maps. Raises KernelError."""
         if self._opened is None:
-            self._opened = FastdpMaps.open(self._directory, self._compiled)
+            ifindex = None
+            with suppress(OSError):  # there is no such device, and so nothing to go on with
+                ifindex = socket.if_nametoindex(self._device)
+            self._opened = FastdpMaps.open(ifindex, self._compiled)
         return self._opened
 
     @property
@@ -55,13 +60,8 @@ class FastDatapath:
         if moved:
             self.maps.forget_peers(moved)
 
-    def discard(self) -> None:
-        """Unpin programs and tables, for good; absent is fine."""
-        self.close()
-        remove_pins(self._directory)
-
     def close(self) -> None:
-        """Let go of programs and maps; what is pinned and attached works on."""
+        """Let go of programs and maps; what is attached works on."""
         if self._opened is not None:
             self._opened.close()
             self._opened = None

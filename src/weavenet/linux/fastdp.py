@@ -9,7 +9,7 @@
 that another process filled. Rows are added before rows are removed: while changes are under way there may be a way too
 many, never one too few.
 
-All opened maps are pinned. With the agent gone, the device keeps the programs and these keep their maps.
+With the agent gone, the device keeps the programs and these keep their maps; the next agent finds them by the device.
 """
 
 import struct
@@ -26,7 +26,7 @@ from weavenet.dataplane.model import MacAddress, Programs, mac_from_bytes, mac_t
 from weavenet.errors import KernelError
 from weavenet.identity import SHORT_ID_COUNT, ShortID
 from weavenet.linux import tc
-from weavenet.linux.bpf import Map, Object, RingBuffer, program_by_number, program_of, unpin
+from weavenet.linux.bpf import Map, Object, RingBuffer, close_all, maps_of_programs, program_by_number, program_of
 from weavenet.overlay.forwarding import Forwarding
 
 HOPS_MAX = 512  # next hops of one origin
@@ -107,12 +107,18 @@ class FastdpMaps:
         )
 
     @classmethod
-    def open(cls, directory: Path, path: Path | None = None) -> Self:
-        """Load the programs, using the maps pinned in `directory` with all they hold, or making and pinning them.
+    def open(cls, ifindex: int | None = None, path: Path | None = None) -> Self:
+        """Load the programs; with the maps, and all they hold, of those that are on a device already.
 
-        Takes some 25 ms, most of which the verifier needs. Raises KernelError, also if pinned maps do not fit.
+        The device is looked for in the network namespace of the calling thread. Takes some 25 ms, most of which the
+        verifier needs. Raises KernelError.
         """
-        loaded = Object(path or default_object(), directory)
+        in_place = [] if ifindex is None else [tc.attached(ifindex, way) for way in tc.Direction]
+        existing = maps_of_programs(number for number in in_place if number is not None)
+        try:
+            loaded = Object(path or default_object(), existing)
+        finally:
+            close_all(existing)
         try:
             return cls(loaded)
         except BaseException:
@@ -120,7 +126,7 @@ class FastdpMaps:
             raise
 
     def close(self) -> None:
-        """Let go of everything; pinned maps and attached programs stay and work on. May be called twice."""
+        """Let go of everything; attached programs stay and work on, with their maps. May be called twice."""
         self._events.close()
         self._object.close()
 
@@ -256,11 +262,6 @@ def attached(ifindex: int) -> Programs:
         ingress=_fingerprint(ifindex, tc.Direction.INGRESS),
         egress=_fingerprint(ifindex, tc.Direction.EGRESS),
     )
-
-
-def remove_pins(directory: Path) -> None:
-    """Forget all maps, for a reset; the VXLAN device should be gone before."""
-    unpin(directory)
 
 
 def _fingerprint(ifindex: int, direction: tc.Direction) -> str:

@@ -76,7 +76,6 @@ class FakeDatapath:
         self.programs = programs
         self.devices: dict[int, Programs] = {}
         self.forwarding = Forwarding(ShortID(0), {}, {})
-        self.discarded = False
 
     def attached(self, ifindex: int) -> Programs:
         """Return what a device has."""
@@ -93,11 +92,6 @@ class FakeDatapath:
     def apply_forwarding(self, forwarding: Forwarding) -> None:
         """Make the tables hold this."""
         self.forwarding = forwarding
-
-    def discard(self) -> None:
-        """Forget programs and tables."""
-        self.forwarding = Forwarding(ShortID(0), {}, {})
-        self.discarded = True
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@
  * flows, which had to be flushed whenever a route, a short ID or a port changed. Here the switch itself runs in the
  * kernel. User space writes only what the mesh knows (who is reached by way of whom); what the traffic teaches (which
  * MAC lives where) the programs learn by themselves. So there are no flows to flush, no packet ever waits for user
- * space, and the maps, which are pinned, keep everything working while the agent is away.
+ * space, and the maps, which the programs hold, keep everything working while the agent is away.
  *
  *     pods - bridge - egress: which peer has this MAC? set the tunnel key -> vxlan -> UDP 6784 -> peer
  *                     ingress: for us? learn, to the bridge, flood on. For another peer? relay.  <-  vxlan  <-  UDP
