@@ -96,6 +96,15 @@ class SendSpecialFrame:
 
 
 @dataclass(frozen=True, slots=True)
+class SendSleeveFrame:
+    """Send a frame that is not pod traffic (both MACs zero) to a connection's peer by sleeve."""
+
+    connection: ConnectionNumber
+    frame: bytes
+    dont_fragment: bool
+
+
+@dataclass(frozen=True, slots=True)
 class PutValue:
     """Store a value under a key: `peername`, `ring`, `targets`."""
 
@@ -190,7 +199,7 @@ class Reply:
     outcome: Outcome
 
 
-Effect = Dial | SendTcp | CloseTcp | SendSpecialFrame | Persist | Reconcile | Note | Reply
+Effect = Dial | SendTcp | CloseTcp | SendSpecialFrame | SendSleeveFrame | Persist | Reconcile | Note | Reply
 
 
 # --- signals: what one core tells another, through the node -----------------------------------------------------------
@@ -234,10 +243,14 @@ class ConnectionGone:
 
 @dataclass(frozen=True, slots=True)
 class OverlayControlArrived:
-    """Mesh: the overlay payload of a tag 7 message: index byte, overlay tag byte, rest."""
+    """Mesh: the overlay payload of a tag 7 message: index byte, overlay tag byte, rest.
+
+    `bare`: it came as a message of the overlay's own tag, from a peer that never named overlays.
+    """
 
     connection: ConnectionNumber
     payload: bytes
+    bare: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,10 +282,14 @@ class OverlayFailed:
 
 @dataclass(frozen=True, slots=True)
 class SendOverlayControl:
-    """Overlay: send a tag 7 message with this payload (index byte, overlay tag byte, rest)."""
+    """Overlay: send a tag 7 message with this payload (index byte, overlay tag byte, rest).
+
+    `bare`: the peer never named overlays, so the overlay tag is that of the message, and there is no index.
+    """
 
     connection: ConnectionNumber
     payload: bytes
+    bare: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from weavenet.effects import (
     Reconcile,
     Reply,
     RequestNumber,
+    SendSleeveFrame,
     SendSpecialFrame,
     SendTcp,
     StoreChange,
@@ -87,6 +88,7 @@ class NodeLoop:
         self.node = node
         self.reconcile_wanted = asyncio.Event()
         self.send_special_frame: Callable[[SendSpecialFrame], None] = lambda _: None
+        self.send_sleeve_frame: Callable[[SendSleeveFrame], None] = lambda _: None
         self.tcp: TcpActions | None = None
         self._read_clock = read_clock
         self._store = store
@@ -165,6 +167,8 @@ class NodeLoop:
                 self._tcp.close(connection)
             case SendSpecialFrame():
                 self.send_special_frame(effect)
+            case SendSleeveFrame():
+                self.send_sleeve_frame(effect)
             case Reconcile():
                 self.reconcile_wanted.set()
             case Note(level, text):

@@ -230,11 +230,13 @@ class Mesh:
             self._admission.establish(link, now)
         return self._finish(now)
 
-    def send_overlay_control(self, connection: ConnectionNumber, payload: bytes, now: Now) -> list[Output]:
-        """Send an overlay's message to its other end."""
+    def send_overlay_control(
+        self, connection: ConnectionNumber, payload: bytes, now: Now, *, bare: bool = False
+    ) -> list[Output]:
+        """Send an overlay's message to its other end; `bare` as in SendOverlayControl."""
         link = self._links.get(connection)
         if link is not None and link.added:
-            link.send(build_message(Tag.OVERLAY_CONTROL, payload), self._out)
+            link.send(payload[1:] if bare else build_message(Tag.OVERLAY_CONTROL, payload), self._out)
         return self._finish(now)
 
     def send_unicast(self, channel: str, destination: PeerName, data: bytes, now: Now) -> list[Output]:
@@ -354,6 +356,9 @@ class Mesh:
                 self._gossip(link, Tag(tag), message.payload, now)
             case Tag.OVERLAY_CONTROL:
                 self._out.append(OverlayControlArrived(link.number, message.payload))
+            case Tag.CONNECTION_ESTABLISHED | Tag.FRAGMENTATION_RECEIVED | Tag.PMTU_VERIFIED as tag:
+                payload = bytes((0, tag)) + message.payload
+                self._out.append(OverlayControlArrived(link.number, payload, bare=True))
             case tag:
                 self._admission.note(link, f"ignored a message with tag {tag}", Level.DEBUG)
 

@@ -68,6 +68,33 @@ class SpecialFrameArrived:
 
 
 @dataclass(frozen=True, slots=True)
+class SleeveFrameArrived:
+    """A frame with both MACs zero came by sleeve: where from, its whole length, its first bytes, if all are zero."""
+
+    connection: ConnectionNumber
+    remote: Endpoint
+    length: int
+    head: bytes
+    intact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SleeveTooBig:
+    """The kernel refused to send a datagram to a peer: the path takes packets of that many bytes."""
+
+    connection: ConnectionNumber
+    pmtu_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SleeveFailed:
+    """Datagrams to a peer cannot be sent at all; the text is shown to users."""
+
+    connection: ConnectionNumber
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class FloodMissed:
     """The data plane saw a broadcast from an origin it has no next hops for."""
 
@@ -169,6 +196,9 @@ Input = (
     | TcpClosed
     | TcpWritable
     | SpecialFrameArrived
+    | SleeveFrameArrived
+    | SleeveTooBig
+    | SleeveFailed
     | FloodMissed
     | Connect
     | Forget

@@ -47,8 +47,8 @@ from weavenet.mesh.gossip import GossipData
 from weavenet.mesh.router import Mesh, MeshConfig
 from weavenet.node import inputs as i
 from weavenet.node.targets import encode_targets
-from weavenet.overlay.fastdp import Overlays
 from weavenet.overlay.forwarding import Forwarding, compute_forwarding
+from weavenet.overlay.overlays import Overlays
 
 IPAM_CHANNEL = "IPallocation"
 
@@ -84,6 +84,7 @@ class Node:
             short_ids=self._directory,
             mtu_bytes=config.mtu_bytes,
             port=config.vxlan_port,
+            names=config.mesh.overlays.split(),
         )
         self._flood_origins: set[PeerName] = set()
 
@@ -142,6 +143,12 @@ class Node:
                 return self.mesh.tcp_writable(connection, writable, now)
             case i.SpecialFrameArrived(vni, remote, length, head):
                 return self.overlays.special_frame(vni, remote, length, head, now)
+            case i.SleeveFrameArrived(connection, remote, length, head, intact):
+                return self.overlays.sleeve_frame(connection, remote, length, head, intact=intact, now=now)
+            case i.SleeveTooBig(connection, pmtu):
+                return self.overlays.sleeve_too_big(connection, pmtu, now)
+            case i.SleeveFailed(connection, error):
+                return self.overlays.sleeve_failed(connection, error)
             case i.FloodMissed(origin):
                 return self._flood_missed(origin)
             case i.Connect(targets, replace):
@@ -226,8 +233,8 @@ class Node:
                 return self.mesh.overlay_established(connection, now)
             case OverlayFailed(connection, reason):
                 return self.mesh.close(connection, reason, now)
-            case SendOverlayControl(connection, payload):
-                return self.mesh.send_overlay_control(connection, payload, now)
+            case SendOverlayControl(connection, payload, bare):
+                return self.mesh.send_overlay_control(connection, payload, now, bare=bare)
             case SendUnicast(channel, destination, data):
                 return self.mesh.send_unicast(channel, destination, data, now)
             case SendBroadcast(channel):

@@ -20,7 +20,7 @@ from typing import Protocol
 from weavenet.address import Address, Endpoint
 from weavenet.identity import PeerName, ShortID
 
-FASTDP = "fastdp"
+FASTDP, SLEEVE = "fastdp", "sleeve"
 
 
 class ShortIDs(Protocol):

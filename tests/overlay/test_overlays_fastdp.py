@@ -21,9 +21,10 @@ from weavenet.effects import (
     SendSpecialFrame,
 )
 from weavenet.identity import ConnectionUID, PeerName, ShortID
-from weavenet.overlay.fastdp import REMEMBERED_MAX, Overlays
+from weavenet.overlay.early import REMEMBERED_MAX
 from weavenet.overlay.forwarding import Link
 from weavenet.overlay.heartbeat import encode_heartbeat
+from weavenet.overlay.overlays import Overlays
 
 A, B = PeerName(0x7A0000000001), PeerName(0x7A0000000002)
 ADDRESSES = {A: Address(0xC000_0201), B: Address(0xC000_0202)}
@@ -302,7 +303,7 @@ def test_an_accepted_connection_uses_our_port_whatever_port_the_peer_dialled_fro
             "the peer was dialled at port 7000, so its fastdp port is 7001, and ours is 6784",
             id="dialled at another port",
         ),
-        pytest.param(added(overlay_key=bytes(32)), "encrypted overlay traffic is not supported yet", id="encrypted"),
+        pytest.param(added(overlay_key=bytes(32)), "encrypted overlay traffic is not supported by it", id="encrypted"),
     ],
 )
 def test_a_connection_that_no_overlay_can_serve_must_end(signal: ConnectionAdded, reason: str) -> None:
