@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from weavenet.address import Address, Endpoint
 from weavenet.identity import PeerName, ShortID
-from weavenet.overlay.forwarding import Forwarding, Link, compute_forwarding
+from weavenet.overlay.forwarding import BY_SLEEVE, Forwarding, Link, compute_forwarding
 
 US, B, C, D = (PeerName(n) for n in (1, 2, 3, 4))
 
@@ -77,17 +77,32 @@ def test_a_peer_in_the_middle_of_a_line_passes_broadcasts_on() -> None:
     assert forwarding.floods[ShortID(3)] == ((ShortID(2), ADDRESS_OF_B),)
 
 
-def test_a_link_that_is_not_established_or_uses_another_overlay_carries_nothing() -> None:
-    links = {B: replace(link(2), established=False), C: replace(link(3), overlay="sleeve")}
+def test_a_link_that_is_not_established_carries_nothing() -> None:
     forwarding = compute_forwarding(
         short_ids=IDS,
-        unicast={US: PeerName(0), B: B, C: C, D: B},
-        floods={US: (B, C)},
-        links=links,
+        unicast={US: PeerName(0), B: B, D: B},
+        floods={US: (B,)},
+        links={B: replace(link(2), established=False)},
     )
 
     assert forwarding.peers == {}
-    assert forwarding.floods == {ShortID(1): ()}
+    assert forwarding.floods == {IDS.of(US): ()}
+
+
+def test_what_a_link_by_sleeve_leads_to_has_no_outer_address() -> None:
+    forwarding = compute_forwarding(
+        short_ids=IDS,
+        unicast={US: PeerName(0), B: B, C: C, D: C},
+        floods={US: (B, C)},
+        links={B: link(2), C: replace(link(3), overlay="sleeve")},
+    )
+
+    assert forwarding.peers == {
+        IDS.of(B): link(2).remote.address,
+        IDS.of(C): BY_SLEEVE,
+        IDS.of(D): BY_SLEEVE,
+    }
+    assert forwarding.floods == {IDS.of(US): ((IDS.of(B), link(2).remote.address), (IDS.of(C), BY_SLEEVE))}
 
 
 def test_a_peer_without_a_short_id_cannot_be_sent_to_but_can_relay() -> None:

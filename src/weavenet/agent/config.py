@@ -9,6 +9,7 @@ from weavenet.address import Cidr, parse_subnet
 from weavenet.errors import AddressError, ConfigError
 from weavenet.identity import PeerName, parse_peer_name
 from weavenet.ipam.modes import InitMode, parse_init_mode
+from weavenet.overlay.forwarding import FASTDP, SLEEVE
 
 DEFAULT_PORT = 6783
 DEFAULT_MTU_BYTES = 1376  # Weave's: the smallest known cloud underlay less VXLAN and ESP
@@ -59,6 +60,7 @@ class AgentConfig:
     discovery: bool
     min_protocol_version: int
     mtu_bytes: int
+    overlays: tuple[str, ...]  # in order of preference
     bridge: str
     ipam: IpamOptions | None
     peers: tuple[str, ...]
@@ -144,6 +146,8 @@ class Flags:
     no_discovery: bool
     min_protocol_version: int
     mtu: int
+    no_fastdp: bool
+    no_sleeve: bool
     weave_bridge: str
     ipalloc_range: str
     ipalloc_default_subnet: str
@@ -180,6 +184,7 @@ def build_config(flags: Flags) -> AgentConfig:
         discovery=not flags.no_discovery,
         min_protocol_version=flags.min_protocol_version,
         mtu_bytes=flags.mtu or DEFAULT_MTU_BYTES,
+        overlays=parse_overlays(fastdp=not flags.no_fastdp, sleeve=not flags.no_sleeve),
         bridge=flags.weave_bridge,
         ipam=parse_ipam_options(flags.ipalloc_range, flags.ipalloc_default_subnet, flags.ipalloc_init),
         peers=flags.peers,
@@ -192,6 +197,14 @@ def build_config(flags: Flags) -> AgentConfig:
         http_address=flags.http_addr,
         log_level=flags.log_level,
     )
+
+
+def parse_overlays(*, fastdp: bool, sleeve: bool) -> tuple[str, ...]:
+    """Return the overlays to offer, the better first. Raises ConfigError for none."""
+    overlays = tuple(name for name, wanted in ((FASTDP, fastdp), (SLEEVE, sleeve)) if wanted)
+    if not overlays:
+        raise ConfigError("--no-fastdp and --no-sleeve together leave no way to reach a peer")
+    return overlays
 
 
 def parse_name(text: str) -> PeerName | None:

@@ -87,6 +87,7 @@ class NodeLoop:
         """Wire everything but the drivers, which need `feed` and so come second."""
         self.node = node
         self.reconcile_wanted = asyncio.Event()
+        self.sleeve_wanted = asyncio.Event()
         self.send_special_frame: Callable[[SendSpecialFrame], None] = lambda _: None
         self.send_sleeve_frame: Callable[[SendSleeveFrame], None] = lambda _: None
         self.tcp: TcpActions | None = None
@@ -171,6 +172,7 @@ class NodeLoop:
                 self.send_sleeve_frame(effect)
             case Reconcile():
                 self.reconcile_wanted.set()
+                self.sleeve_wanted.set()
             case Note(level, text):
                 self._log.log(_LEVELS[level], "%s", text)
             case Reply(request, outcome):

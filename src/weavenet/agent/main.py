@@ -15,7 +15,9 @@ import uvloop
 from weavenet.agent import config as c
 from weavenet.agent.log import LEVEL_NAMES, open_log
 from weavenet.agent.run import reset_host, run_agent
+from weavenet.agent.sleeve import fork_forwarder
 from weavenet.errors import WeavenetError
+from weavenet.overlay.forwarding import SLEEVE
 
 EXIT_FAILED = 1
 
@@ -35,6 +37,8 @@ EXIT_FAILED = 1
 @click.option("--no-discovery", is_flag=True, help="Connect only to the peers that are named.")
 @click.option("--min-protocol-version", default=1, type=click.IntRange(1, 2), show_default=True)
 @click.option("--mtu", default=0, type=click.IntRange(0, c.MTU_MAX), help=f"0 is {c.DEFAULT_MTU_BYTES}.")
+@click.option("--no-fastdp", is_flag=True, help="Reach peers by sleeve only, in user space.")
+@click.option("--no-sleeve", is_flag=True, help="Reach peers by fastdp only; then encrypted traffic has no way.")
 @click.option("--weave-bridge", default="weave", show_default=True)
 @click.option("--ipalloc-range", default="", help="Range to share, as in 10.32.0.0/12. None: no address allocation.")
 @click.option("--ipalloc-default-subnet", default="", help="Where addresses come from by default. Default: the range.")
@@ -58,7 +62,8 @@ def main(*, reset: bool, **given: Any) -> None:  # type: ignore[explicit-any]  #
             reset_host(config, log)
         else:
             log.info("weave  %s", version("weavenet"))
-            uvloop.run(run_agent(config, log))
+            forwarder = fork_forwarder() if SLEEVE in config.overlays else None
+            uvloop.run(run_agent(config, log, forwarder))
     except WeavenetError as error:
         click.echo(f"weaver: {error}", err=True)
         sys.exit(EXIT_FAILED)

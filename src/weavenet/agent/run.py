@@ -12,6 +12,7 @@ import fcntl
 import logging
 import os
 import signal
+import socket
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -27,6 +28,7 @@ from weavenet.agent.peername import bridge_peer_name, machine_peer_name
 from weavenet.agent.reconcile import Reconciler
 from weavenet.agent.reporting import Reporter
 from weavenet.agent.resolve import resolve_targets
+from weavenet.agent.sleeve import ForwarderProcess, Sleeve
 from weavenet.dataplane.desired import HostSettings, vxlan_name
 from weavenet.dataplane.kernel import teardown
 from weavenet.dataplane.model import Bridge, bridge_mac, format_mac, overlapping_routes
@@ -49,11 +51,11 @@ from weavenet.node.node import Node, NodeConfig
 from weavenet.node.targets import decode_targets
 
 
-async def run_agent(config: AgentConfig, log: logging.Logger) -> None:
+async def run_agent(config: AgentConfig, log: logging.Logger, forwarder: ForwarderProcess | None) -> None:
     """Run until SIGTERM or SIGINT. Raises WeavenetError where it cannot start, or when the disk fails."""
     with ExitStack() as stack:
         stack.enter_context(_lock_run_dir(config.run_dir))
-        agent = _Agent(config, log, stack)
+        agent = _Agent(config, log, stack, forwarder)
         await agent.prepare()
         await agent.serve()
 
@@ -100,10 +102,14 @@ def _state_files(config: AgentConfig) -> list[Path]:
 class _Agent:
     """One run of the agent: what is built in prepare, and served."""
 
-    def __init__(self, config: AgentConfig, log: logging.Logger, stack: ExitStack) -> None:
+    def __init__(
+        self, config: AgentConfig, log: logging.Logger, stack: ExitStack, forwarder: ForwarderProcess | None
+    ) -> None:
         self._config = config
         self._log = log
         self._stack = stack
+        self._forwarder = forwarder
+        self._sleeve: Sleeve | None = None
         # One thread for the kernel, so that its changes come one after the other; one for the disk.
         self._kernel_thread = stack.enter_context(ThreadPoolExecutor(1, "kernel"))
         self._store_thread = stack.enter_context(ThreadPoolExecutor(1, "store"))
@@ -142,6 +148,7 @@ class _Agent:
         self._stack.callback(self._tcp.close_all)
         self._loop.tcp = self._tcp
         self._open_special()
+        await self._open_sleeve()
         self._listen_mesh()
         self._reporter = Reporter(self._loop, self._kernel, self._datapath, self._reconciler, self._kernel_thread)
         targets = await self._first_targets(stored)
@@ -176,6 +183,7 @@ class _Agent:
                     self._reconciler.keep_tables(self._loop.reconcile_wanted, self._loop.node.forwarding),
                     self._reconciler.keep_devices(),
                     cni.serve_forever(),
+                    *([self._sleeve.run()] if self._sleeve is not None else []),
                 ],
             )
         finally:
@@ -219,6 +227,7 @@ class _Agent:
                 password=config.password.reveal() if config.password is not None else None,
                 trusted_subnets=config.trusted_subnets,
                 connection_limit=config.connection_limit,
+                overlays=" ".join(config.overlays),
                 discovery=config.discovery,
                 min_version=config.min_protocol_version,
             ),
@@ -264,6 +273,19 @@ class _Agent:
         self._stack.callback(loop.remove_reader, receiver.fileno())
         loop.add_reader(maps.events_fileno(), missed)
         self._stack.callback(loop.remove_reader, maps.events_fileno())
+
+    async def _open_sleeve(self) -> None:
+        """Equip the forwarder, if there is to be one."""
+        if self._forwarder is None:
+            return
+        device = vxlan_name(self._config.vxlan_port)
+
+        def attach(tap: int) -> None:
+            self._datapath.maps.attach_sleeve(tap, socket.if_nametoindex(device))
+
+        self._sleeve = Sleeve(self._loop, self._forwarder, attach, self._kernel_thread, self._log)
+        self._stack.callback(self._sleeve.close)
+        await self._sleeve.prepare(self._config.host, self._config.port)
 
     def _listen_mesh(self) -> None:
         try:

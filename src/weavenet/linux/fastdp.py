@@ -18,7 +18,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import weavenet.dataplane
 from weavenet.address import Address
@@ -35,13 +35,14 @@ MAC_AGE_NS = 600 * 1_000_000_000
 
 _LOCAL = SHORT_ID_COUNT
 _INGRESS, _EGRESS = "weave_ingress", "weave_egress"
+_SLEEVE_INGRESS, _SLEEVE_EGRESS = "weave_sleeve_ingress", "weave_sleeve_egress"
 _NAMES = frozenset({"config", "peers", "floods", "macs", "special", "stats", "events", "misses"})
 _FLOOD_MISS = 1
 
 # The structs of fastdp.c, in the byte order of this machine.
 _U32 = struct.Struct("=I")
 _U64 = struct.Struct("=Q")
-_CONFIG = struct.Struct("=II")  # our short ID, reserved
+_CONFIG = struct.Struct("=IIII")  # our short ID, indexes of the TAP and the VXLAN device, reserved
 _HOP = struct.Struct("=II")  # short ID, remote
 _PLACE = struct.Struct("=QII")  # seen (ns), where, reserved
 _SPECIAL = struct.Struct("=II")  # remote, VNI
@@ -70,6 +71,7 @@ class Counter(IntEnum):
     DROP_HAIRPIN = 14
     DROP_TTL = 15
     DROP_COPY = 16
+    DROP_NO_SLEEVE = 17
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -86,6 +88,13 @@ def default_object() -> Path:
     package = Path(weavenet.dataplane.__file__).parent
     installed = package / "bpf" / "fastdp.o"
     return installed if installed.exists() else package.parents[2] / "build" / "fastdp.o"
+
+
+class _Config(NamedTuple):
+    ours: int
+    tap: int
+    vxlan: int
+    reserved: int
 
 
 class FastdpMaps:
@@ -140,14 +149,21 @@ class FastdpMaps:
         names = {tc.Direction.INGRESS: _INGRESS, tc.Direction.EGRESS: _EGRESS}
         tc.attach(ifindex, {way: (name, self._object.programs[name]) for way, name in names.items()})
 
+    def attach_sleeve(self, tap: int, vxlan: int) -> None:
+        """Have peers that are reached by sleeve reached through a TAP device, and what it receives by the other.
+
+        Both are interface indexes in the network namespace of the calling thread. Twice is once.
+        """
+        names = {tc.Direction.INGRESS: _SLEEVE_INGRESS, tc.Direction.EGRESS: _SLEEVE_EGRESS}
+        tc.attach(tap, {way: (name, self._object.programs[name]) for way, name in names.items()})
+        self._write_config(self._config()._replace(tap=tap, vxlan=vxlan))
+
     # --- what the mesh decides ----------------------------------------------------------------------------------------
 
     def observe(self) -> Forwarding:
         """Read what the maps hold. In maps just made that is short ID 0 and nothing else, not even a row for it."""
-        config = self._map("config").lookup(_U32.pack(0))
-        assert config is not None, "an array has all its elements"
         return Forwarding(
-            ours=ShortID(_CONFIG.unpack(config)[0]),
+            ours=ShortID(self._config().ours),
             peers={ShortID(short_id): Address(remote) for short_id, remote in self._peers() if remote},
             floods=dict(sorted(_read_flood(key, value) for key, value in self._map("floods").items())),
         )
@@ -174,7 +190,7 @@ class FastdpMaps:
         self._map("peers").update_all(peers)
         self._map("floods").update_all(floods)
         if current.ours != desired.ours:
-            self._map("config").update(_U32.pack(0), _CONFIG.pack(desired.ours, 0))
+            self._write_config(self._config()._replace(ours=desired.ours))
         self._map("floods").delete_all(_U32.pack(origin) for origin in stale_floods)
         self._map("peers").update_all({_U32.pack(short_id): _U32.pack(0) for short_id in stale_peers})
         changed = len(peers) + len(floods) + len(stale_floods) + len(stale_peers)
@@ -240,6 +256,14 @@ class FastdpMaps:
             if kind == _FLOOD_MISS and origin < SHORT_ID_COUNT:
                 origins.add(ShortID(origin))
         return sorted(origins)
+
+    def _config(self) -> _Config:
+        value = self._map("config").lookup(_U32.pack(0))
+        assert value is not None, "an array has all its elements"
+        return _Config(*_CONFIG.unpack(value))
+
+    def _write_config(self, config: _Config) -> None:
+        self._map("config").update(_U32.pack(0), _CONFIG.pack(*config))
 
     def _map(self, name: str) -> Map:
         return self._object.maps[name]

@@ -16,6 +16,7 @@ from typing import assert_never
 from weavenet.effects import (
     ConnectionAdded,
     ConnectionGone,
+    ConnectionNumber,
     Done,
     Effect,
     Entropy,
@@ -49,6 +50,7 @@ from weavenet.node import inputs as i
 from weavenet.node.targets import encode_targets
 from weavenet.overlay.forwarding import Forwarding, compute_forwarding
 from weavenet.overlay.overlays import Overlays
+from weavenet.overlay.sleeve.table import SleeveConnection, SleeveTable
 
 IPAM_CHANNEL = "IPallocation"
 
@@ -119,6 +121,33 @@ class Node:
             floods={origin: self.mesh.broadcast_row(origin) for origin in self._flood_origin_names()},
             links=self.overlays.links(),
         )
+
+    def sleeve_table(self) -> SleeveTable:
+        """Return what the forwarder of sleeve should go by now."""
+        sleeves = self.overlays.sleeves()
+        names = {self._directory.ours(): self.config.mesh.name}
+        routes: dict[ShortID, ConnectionNumber] = {}
+        for destination, hop in sorted(self.mesh.routes.unicast.items()):
+            short_id = self._directory.of(destination)
+            if short_id is None or self._directory.principal(short_id) != destination:
+                continue
+            names[short_id] = destination
+            if hop in sleeves and destination != self.config.mesh.name:
+                routes[short_id] = sleeves[hop][0].connection
+        connections = tuple(
+            SleeveConnection(
+                number=added.connection,
+                peer=name,
+                remote=link.remote,
+                key=added.overlay_key,
+                dialled=added.outbound,
+                mtu_bytes=link.mtu_bytes,
+                payload_bytes_max=link.payload_bytes_max,
+                fragments_pass=link.fragments_pass,
+            )
+            for name, (added, link) in sleeves.items()
+        )
+        return SleeveTable(self.config.mesh.name, names, connections, routes)
 
     @property
     def now(self) -> Now:

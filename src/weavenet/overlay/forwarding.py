@@ -21,6 +21,8 @@ from weavenet.address import Address, Endpoint
 from weavenet.identity import PeerName, ShortID
 
 FASTDP, SLEEVE = "fastdp", "sleeve"
+# In place of an outer address: the next hop is reached by sleeve. No peer can have the limited broadcast address.
+BY_SLEEVE = Address(0xFFFF_FFFF)
 
 
 class ShortIDs(Protocol):
@@ -54,8 +56,8 @@ class Forwarding:
     """What the kernel's maps should hold."""
 
     ours: ShortID
-    peers: Mapping[ShortID, Address]  # destination -> outer IPv4 of the next hop towards it
-    floods: Mapping[ShortID, tuple[tuple[ShortID, Address], ...]]  # origin -> next hops, each with its outer IPv4
+    peers: Mapping[ShortID, Address]  # destination -> outer IPv4 of the next hop towards it, or BY_SLEEVE
+    floods: Mapping[ShortID, tuple[tuple[ShortID, Address], ...]]  # origin -> next hops, each with the same
 
 
 def compute_forwarding(
@@ -76,7 +78,7 @@ def compute_forwarding(
         link = _usable(links, unicast[destination])
         short_id = _own_short_id(short_ids, destination)
         if link is not None and short_id is not None and short_id != ours:
-            peers[short_id] = link.remote.address
+            peers[short_id] = _outer(link)
     rows: dict[ShortID, tuple[tuple[ShortID, Address], ...]] = {}
     for origin in sorted(floods):
         short_id = _own_short_id(short_ids, origin)
@@ -95,7 +97,7 @@ def _next_hops(
         link = _usable(links, name)
         short_id = _own_short_id(short_ids, name)
         if link is not None and short_id is not None:
-            hops.append((short_id, link.remote.address))
+            hops.append((short_id, _outer(link)))
     return tuple(hops)
 
 
@@ -108,6 +110,8 @@ def _own_short_id(short_ids: ShortIDs, name: PeerName) -> ShortID | None:
 
 def _usable(links: Mapping[PeerName, Link], next_hop: PeerName) -> Link | None:
     link = links.get(next_hop)
-    if link is None or not link.established or link.overlay != FASTDP:
-        return None
-    return link
+    return link if link is not None and link.established else None
+
+
+def _outer(link: Link) -> Address:
+    return link.remote.address if link.overlay == FASTDP else BY_SLEEVE

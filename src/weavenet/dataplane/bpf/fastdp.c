@@ -10,6 +10,15 @@
  *     pods - bridge - egress: which peer has this MAC? set the tunnel key -> vxlan -> UDP 6784 -> peer
  *                     ingress: for us? learn, to the bridge, flood on. For another peer? relay.  <-  vxlan  <-  UDP
  *
+ * Peers that fastdp does not reach are reached by sleeve, through a process that has a TAP device. Where they are next,
+ * the remote address is SLEEVE, and the frame goes to the TAP, with the two short IDs of its VNI in two VLAN tags. What
+ * that process receives comes in by the TAP in the same form and is treated as if it had come by VXLAN. It enters the
+ * bridge by the VXLAN device, too: one port for the whole overlay, so that nothing changes in the bridge when traffic
+ * moves from one way to the other.
+ *
+ *     egress, relay, flood -> TAP: two tags -> process -> UDP 6783 -> peer
+ *     ingress of the VXLAN device <- TAP: tags off; for us? learn, flood on. For another peer? relay. <- process <- UDP
+ *
  * The device is in collect-metadata mode (`external`): it takes VNI and remote address of each packet from a tunnel key
  * and hands over what it received in one. The VNI holds two peers, origin | destination << 12 (docs/protocol.md, "Fast
  * datapath"). The origin stays for the whole way; every hop of a broadcast is a unicast with that hop as destination.
@@ -28,9 +37,11 @@
  */
 
 #include <linux/bpf.h>
+#include <linux/if_ether.h>
 #include <linux/pkt_cls.h>
 #include <stddef.h>
 
+#include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
 #define PEERS_MAX 4096 /* short IDs have 12 bits */
@@ -45,6 +56,10 @@
 #define MAC_AGE_NS (600 * SECOND_NS)	/* Weave: macMaxAge */
 #define MAC_REFRESH_NS (60 * SECOND_NS) /* Weave: a tenth of it, which also keeps the cache line clean */
 #define MISS_INTERVAL_NS SECOND_NS
+#define SLEEVE 0xffffffffU   /* in place of an outer address, which this can never be: reached by sleeve */
+#define FLOODED_TOS 1	     /* in a tunnel key on its way to the TAP: one copy of many */
+#define FLOODED_TCI 0x2000   /* the same in a VLAN tag: priority 1 */
+#define INJECTED 0x574e01  /* mark between the TAP and the VXLAN device */
 
 /* What happened, per CPU. Names of drops start with DROP. Mirrored by Counter in linux/fastdp.py, in this order. */
 enum counter {
@@ -65,6 +80,7 @@ enum counter {
 	DROP_HAIRPIN,	     /* the relay would send it back to where it came from */
 	DROP_TTL,	     /* relayed too often */
 	DROP_COPY,	     /* the kernel refused a copy of a flooded frame */
+	DROP_NO_SLEEVE,	     /* to go by sleeve, which is not running; or from there, without its tags */
 	COUNTERS
 };
 
@@ -72,7 +88,9 @@ enum event_kind { FLOOD_MISS = 1 };
 
 /* Addresses are in host byte order throughout, as bpf_tunnel_key has them. */
 struct config {
-	__u32 ours; /* our short ID */
+	__u32 ours;  /* our short ID */
+	__u32 tap;   /* interface index of the TAP; 0: there is none, and so no sleeve */
+	__u32 vxlan; /* interface index of the VXLAN device */
 	__u32 reserved;
 };
 
@@ -239,15 +257,37 @@ static __always_inline __s32 find(__u64 mac, __u64 now_ns)
 /* The sizes of a tunnel key that kernels accept are older than its last fields; these are all we need. */
 #define KEY_SIZE offsetof(struct bpf_tunnel_key, tunnel_label)
 
-static __always_inline long tunnel(struct __sk_buff *skb, __u32 vni, __u32 remote, __u8 ttl)
+static __always_inline long tunnel_with_tos(struct __sk_buff *skb, __u32 vni, __u32 remote, __u8 ttl, __u8 tos)
 {
 	struct bpf_tunnel_key key = {};
 
 	key.tunnel_id = vni;
 	key.remote_ipv4 = remote;
 	key.tunnel_ttl = ttl;
+	key.tunnel_tos = tos;
 	/* No UDP checksum, as Weave; do not fragment, so that a heartbeat proves that full-size frames pass. */
 	return bpf_skb_set_tunnel_key(skb, &key, KEY_SIZE, BPF_F_ZERO_CSUM_TX | BPF_F_DONT_FRAGMENT);
+}
+
+static __always_inline long tunnel(struct __sk_buff *skb, __u32 vni, __u32 remote, __u8 ttl)
+{
+	return tunnel_with_tos(skb, vni, remote, ttl, 0);
+}
+
+static __always_inline __u32 tap_index(void)
+{
+	__u32 zero = 0;
+	struct config *config_value = bpf_map_lookup_elem(&config, &zero);
+
+	return config_value ? config_value->tap : 0;
+}
+
+/* Send a frame, which has its tunnel key, by sleeve. */
+static __always_inline int to_sleeve(void)
+{
+	__u32 tap = tap_index();
+
+	return tap ? bpf_redirect(tap, 0) : drop(DROP_NO_SLEEVE);
 }
 
 /*
@@ -256,9 +296,22 @@ static __always_inline long tunnel(struct __sk_buff *skb, __u32 vni, __u32 remot
  */
 __noinline int send_copy(struct __sk_buff *skb, __u32 vni, __u32 remote, __u32 from, __u32 ttl)
 {
+	__u32 out = skb->ifindex;
+	__u8 tos = 0;
+
 	if (remote == from)
 		return 0;
-	if (tunnel(skb, vni, remote, ttl) || bpf_clone_redirect(skb, skb->ifindex, 0))
+	if (remote == SLEEVE) {
+		out = tap_index();
+		tos = FLOODED_TOS;
+	} else {
+		__u32 zero = 0;
+		struct config *config_value = bpf_map_lookup_elem(&config, &zero);
+
+		if (config_value && config_value->vxlan)
+			out = config_value->vxlan; /* the frame may have come by the TAP */
+	}
+	if (!out || tunnel_with_tos(skb, vni, remote, ttl, tos) || bpf_clone_redirect(skb, out, 0))
 		count(DROP_COPY);
 	else
 		count(FLOOD_COPIES);
@@ -322,10 +375,11 @@ static __always_inline int flood_ours(struct __sk_buff *skb, __u32 ours, __u64 n
 	last = (row->count - 1) & (HOPS_MAX - 1); /* the agent writes no larger count; this is for the verifier */
 	asm volatile("" : "+r"(last));		  /* or clang derives the last hop from the loop, and proves nothing */
 	flood_copies(skb, row, last, ours, 0, OUTER_TTL);
-	if (tunnel(skb, ours | row->hops[last].short_id << PEER_BITS, row->hops[last].remote, OUTER_TTL))
+	if (tunnel_with_tos(skb, ours | row->hops[last].short_id << PEER_BITS, row->hops[last].remote, OUTER_TTL,
+			    row->hops[last].remote == SLEEVE ? FLOODED_TOS : 0))
 		return drop(DROP_NO_TUNNEL_KEY);
 	count(FLOOD_COPIES);
-	return TC_ACT_OK;
+	return row->hops[last].remote == SLEEVE ? to_sleeve() : TC_ACT_OK;
 }
 
 /* A frame leaves our bridge by the VXLAN port. Source of the rules: docs/protocol.md, "Captured frame". */
@@ -366,27 +420,28 @@ int weave_egress(struct __sk_buff *skb)
 			if (tunnel(skb, ours | peer << PEER_BITS, *remote, OUTER_TTL))
 				return drop(DROP_NO_TUNNEL_KEY);
 			count(UNICAST);
-			return TC_ACT_OK;
+			return *remote == SLEEVE ? to_sleeve() : TC_ACT_OK;
 		}
 	}
 	return flood_ours(skb, ours, now_ns);
 }
 
 /* A frame from one peer to another, of which we are the best way. Nothing is learnt, and the VNI stays. */
-static __always_inline int relay(struct __sk_buff *skb, const struct bpf_tunnel_key *key, __u32 destination)
+static __always_inline int relay(struct __sk_buff *skb, const struct bpf_tunnel_key *key, __u32 destination,
+				 __u32 vxlan)
 {
 	__u32 *remote = bpf_map_lookup_elem(&peers, &destination);
 
 	if (!remote || !*remote)
 		return drop(DROP_UNKNOWN_PEER);
 	if (*remote == key->remote_ipv4)
-		return drop(DROP_HAIRPIN);
+		return drop(DROP_HAIRPIN); /* not by sleeve, where key->remote_ipv4 is 0: there it is one address for all */
 	if (key->tunnel_ttl <= 1)
 		return drop(DROP_TTL);
 	if (tunnel(skb, key->tunnel_id, *remote, key->tunnel_ttl - 1))
 		return drop(DROP_NO_TUNNEL_KEY);
 	count(RELAYED);
-	return bpf_redirect(skb->ifindex, 0);
+	return *remote == SLEEVE ? to_sleeve() : bpf_redirect(vxlan, 0);
 }
 
 static __always_inline void flood_on(struct __sk_buff *skb, const struct bpf_tunnel_key *key, __u32 origin,
@@ -409,24 +464,20 @@ static __always_inline void flood_on(struct __sk_buff *skb, const struct bpf_tun
 	flood_copies(skb, row, row->count, origin, key->remote_ipv4, key->tunnel_ttl - 1);
 }
 
-/* A frame came by VXLAN. Source of the rules: docs/protocol.md, "Frame received over an overlay". */
-SEC("tc")
-int weave_ingress(struct __sk_buff *skb)
+/* A frame came from a peer, by either way; TC_ACT_OK if it is to go to the bridge. `vxlan` is the VXLAN device. */
+static __always_inline int receive(struct __sk_buff *skb, const struct bpf_tunnel_key *key, __u32 vxlan)
 {
-	struct bpf_tunnel_key key = {};
 	struct config *config_value;
 	struct frame frame;
 	__u32 zero = 0, origin, destination, *known;
 	__u64 now_ns;
 
-	if (bpf_skb_get_tunnel_key(skb, &key, KEY_SIZE, 0))
-		return drop(DROP_NO_TUNNEL_KEY);
 	if (read_frame(skb, &frame))
 		return drop(DROP_SHORT);
 	if (!frame.destination && !frame.source)
 		return drop(DROP_SPECIAL); /* linux/special.py saw it before; newer kernels do not even bring it here */
-	origin = key.tunnel_id & PEER_MASK;
-	destination = key.tunnel_id >> PEER_BITS & PEER_MASK;
+	origin = key->tunnel_id & PEER_MASK;
+	destination = key->tunnel_id >> PEER_BITS & PEER_MASK;
 	known = bpf_map_lookup_elem(&peers, &origin);
 	if (!known || !*known)
 		return drop(DROP_UNKNOWN_SOURCE);
@@ -434,13 +485,73 @@ int weave_ingress(struct __sk_buff *skb)
 	if (!config_value)
 		return TC_ACT_SHOT; /* never: see above */
 	if (destination != (config_value->ours & PEER_MASK))
-		return relay(skb, &key, destination);
+		return relay(skb, key, destination, vxlan);
 	count(RECEIVED);
 	now_ns = bpf_ktime_get_ns();
 	learn(frame.source, origin, now_ns);
 	if (find(frame.destination, now_ns) != LOCAL)
-		flood_on(skb, &key, origin, now_ns);
+		flood_on(skb, key, origin, now_ns);
 	return TC_ACT_OK;
+}
+
+/* A frame came by VXLAN. Source of the rules: docs/protocol.md, "Frame received over an overlay". */
+SEC("tc")
+int weave_ingress(struct __sk_buff *skb)
+{
+	struct bpf_tunnel_key key = {};
+
+	if (!bpf_skb_get_tunnel_key(skb, &key, KEY_SIZE, 0))
+		return receive(skb, &key, skb->ifindex);
+	/* What came by the wire has a key, so this can only be a redirected frame, of ours or of somebody else on this host. */
+	if (skb->mark != INJECTED)
+		return drop(DROP_NO_TUNNEL_KEY);
+	skb->mark = 0;
+	return TC_ACT_OK;
+}
+
+/* A frame leaves for the process that speaks sleeve: its VNI becomes two VLAN tags, the destination's outside. */
+SEC("tc")
+int weave_sleeve_egress(struct __sk_buff *skb)
+{
+	struct bpf_tunnel_key key = {};
+	__u32 origin, destination;
+
+	if (bpf_skb_get_tunnel_key(skb, &key, KEY_SIZE, 0))
+		return drop(DROP_NO_TUNNEL_KEY); /* the host's own chatter on an interface that is not meant for it */
+	origin = key.tunnel_id & PEER_MASK;
+	destination = key.tunnel_id >> PEER_BITS & PEER_MASK;
+	if (key.tunnel_tos & FLOODED_TOS)
+		destination |= FLOODED_TCI;
+	if (bpf_skb_vlan_push(skb, bpf_htons(ETH_P_8021Q), origin) ||
+	    bpf_skb_vlan_push(skb, bpf_htons(ETH_P_8021AD), destination))
+		return drop(DROP_NO_SLEEVE);
+	return TC_ACT_OK;
+}
+
+/* A frame comes from that process. */
+SEC("tc")
+int weave_sleeve_ingress(struct __sk_buff *skb)
+{
+	struct bpf_tunnel_key key = {};
+	struct config *config_value;
+	__u32 zero = 0, destination;
+	int verdict;
+
+	config_value = bpf_map_lookup_elem(&config, &zero);
+	if (!config_value || !config_value->vxlan || !skb->vlan_present)
+		return drop(DROP_NO_SLEEVE);
+	destination = skb->vlan_tci & PEER_MASK;
+	if (bpf_skb_vlan_pop(skb) || !skb->vlan_present)
+		return drop(DROP_NO_SLEEVE);
+	key.tunnel_id = (skb->vlan_tci & PEER_MASK) | destination << PEER_BITS;
+	key.tunnel_ttl = OUTER_TTL; /* sleeve has none: Weave counts on its routes there */
+	if (bpf_skb_vlan_pop(skb))
+		return drop(DROP_NO_SLEEVE);
+	verdict = receive(skb, &key, config_value->vxlan);
+	if (verdict != TC_ACT_OK)
+		return verdict;
+	skb->mark = INJECTED;
+	return bpf_redirect(config_value->vxlan, BPF_F_INGRESS);
 }
 
 /* The programs call no helper that is reserved to the GPL. */

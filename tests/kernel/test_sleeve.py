@@ -1,0 +1,117 @@
+"""Sleeve between real agents on the real kernel: plain, sealed, in a line, and with its forwarder killed."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from weavenet.errors import LabError
+from weavenet.lab import agents, hosts, process, traffic
+from weavenet.lab.hosts import Lab
+from weavenet.lab.record import HostRecord, Paths, PodRecord
+
+pytestmark = pytest.mark.kernel
+LIMIT_S = 30.0
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    paths = Paths(f"sleeve-{os.getpid()}", run_root=tmp_path / "run", state_root=tmp_path / "state")
+    yield Lab.create(paths, owner=process.this_process())
+    hosts.down(paths)
+
+
+def bring_up(lab: Lab, options: Sequence[str], count: int = 2) -> list[PodRecord]:
+    """Start agents in a line, each told of the one before it, and attach a pod on each host."""
+    before: HostRecord | None = None
+    made = [lab.add_host() for _ in range(count)]
+    for host in made:
+        lab.start_agent(host, peers=[before.address] if before else [], consensus=count, options=options)
+        before = host
+    until(lambda: all(established(lab, host) for host in made))
+    return [lab.add_pod(host) for host in made]
+
+
+def weave(lab: Lab, host: HostRecord, *words: str) -> str:
+    program = str(agents.programs() / "weave")
+    return process.run([program, *words], namespace=lab.namespace(host.name), env=lab.environment(host))
+
+
+def established(lab: Lab, host: HostRecord) -> bool:
+    try:
+        return "established" in weave(lab, host, "status", "connections")
+    except LabError:  # the agent is still starting
+        return False
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "it did not happen"
+        time.sleep(0.05)
+
+
+def ping(lab: Lab, source: PodRecord, target: PodRecord) -> str:
+    return traffic.ping(lab, traffic.Route(source.name, target.name, target.address))
+
+
+def talks(lab: Lab, source: PodRecord, target: PodRecord) -> Callable[[], bool]:
+    def once() -> bool:
+        try:
+            return "0% packet loss" in ping(lab, source, target)
+        except LabError:  # not yet
+            return False
+
+    return once
+
+
+def test_pods_talk_by_sleeve_alone(lab: Lab) -> None:
+    one, two = bring_up(lab, ["--no-fastdp"])
+    until(talks(lab, one, two))
+    assert "sleeve 7a:00:00:00:00:02(host2) mtu=" in weave(lab, lab.record.hosts[0], "status", "connections")
+    until(lambda: "mtu=1438" in weave(lab, lab.record.hosts[0], "status", "connections"))
+    moved = traffic.throughput(lab, traffic.Route(one.name, two.name, two.address), 1)
+    assert moved.mbit_s > 1
+
+
+def test_with_a_password_traffic_goes_sealed(lab: Lab, tmp_path: Path) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("wfvAwt7sj\n")
+    one, two = bring_up(lab, [f"--password-file={secret}"])
+    until(talks(lab, one, two))
+    shown = weave(lab, lab.record.hosts[0], "status", "connections")
+    assert "encrypted   sleeve 7a:00:00:00:00:02(host2)" in shown
+    until(lambda: "mtu=1414" in weave(lab, lab.record.hosts[0], "status", "connections"))
+
+
+def test_both_overlays_run_and_fastdp_carries_the_traffic(lab: Lab) -> None:
+    one, two = bring_up(lab, [])
+    until(lambda: "established fastdp" in weave(lab, lab.record.hosts[0], "status", "connections"))
+    until(talks(lab, one, two))
+
+
+def test_in_a_line_the_middle_relays_without_knowing_the_pods(lab: Lab) -> None:
+    pods = bring_up(lab, ["--no-fastdp", "--no-discovery"], count=3)
+    until(talks(lab, pods[0], pods[2]))
+    until(talks(lab, pods[2], pods[1]))
+
+
+def test_a_forwarder_that_dies_is_replaced_and_its_connections_come_back_with_new_keys(
+    lab: Lab, tmp_path: Path
+) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("wfvAwt7sj\n")
+    one, two = bring_up(lab, [f"--password-file={secret}"])
+    until(talks(lab, one, two))
+    agent = lab.record.hosts[0].agent
+    assert agent is not None
+    children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+    (forwarder,) = [int(child) for child in children if Path(f"/proc/{child}/comm").read_text() == "weave-forward\n"]
+    assert "Uid:\t65534" in Path(f"/proc/{forwarder}/status").read_text()
+    assert "CapEff:\t0000000000000000" in Path(f"/proc/{forwarder}/status").read_text()
+    os.kill(forwarder, signal.SIGKILL)
+    until(lambda: "the sleeve forwarder ended" in lab.paths.log(lab.record.hosts[0]).read_text())
+    until(talks(lab, one, two))
