@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -91,6 +92,68 @@ def test_both_overlays_run_and_fastdp_carries_the_traffic(lab: Lab) -> None:
     one, two = bring_up(lab, [])
     until(lambda: "established fastdp" in weave(lab, lab.record.hosts[0], "status", "connections"))
     until(talks(lab, one, two))
+
+
+# One connection is accepted, and how many bytes came by it is written down again and again.
+SINK = """
+import os, socket, sys
+listener = socket.create_server((sys.argv[1], 5001))
+total = 0
+def note():
+    with open(sys.argv[2] + ".new", "w") as file:
+        file.write(str(total))
+    os.rename(sys.argv[2] + ".new", sys.argv[2])
+note()
+accepted, _ = listener.accept()
+while data := accepted.recv(1 << 16):
+    total += len(data)
+    note()
+"""
+SOURCE = """
+import socket, sys
+with socket.create_connection((sys.argv[1], 5001)) as connection:
+    while True:
+        connection.sendall(bytes(1 << 14))
+"""
+
+
+def received(count: Path) -> int:
+    return int(count.read_text())
+
+
+def block_fastdp(lab: Lab, *, on: bool) -> None:
+    """Lose everything that comes by UDP 6784, on both hosts, below the VXLAN device and the heartbeats' socket."""
+    for host in lab.record.hosts:
+        hook = "type filter hook ingress device eth0 priority 0"
+        rule = f"table netdev block {{\n chain in {{\n {hook};\n udp dport 6784 drop\n }}\n}}"
+        command = ["nft", rule] if on else ["nft", "delete table netdev block"]
+        process.run(command, namespace=lab.namespace(host.name))
+
+
+def test_a_tcp_flow_lives_through_the_move_from_sleeve_to_fastdp(lab: Lab, tmp_path: Path) -> None:
+    for _ in range(2):
+        lab.add_host()
+    block_fastdp(lab, on=True)
+    before: HostRecord | None = None
+    for host in lab.record.hosts:
+        lab.start_agent(host, peers=[before.address] if before else [], consensus=2)
+        before = host
+    until(lambda: all(established(lab, host) for host in lab.record.hosts))
+    one, two = (lab.add_pod(host) for host in lab.record.hosts)
+    until(talks(lab, one, two))
+    assert "established sleeve" in weave(lab, lab.record.hosts[0], "status", "connections")
+    count = tmp_path / "count"
+    sink = lab.start("sink", [sys.executable, "-c", SINK, two.address, str(count)], where=two.name)
+    until(count.exists)
+    source = lab.start("source", [sys.executable, "-c", SOURCE, two.address], where=one.name)
+    until(lambda: received(count) > 100_000)
+    block_fastdp(lab, on=False)
+    until(lambda: "established fastdp" in weave(lab, lab.record.hosts[0], "status", "connections"))
+    before_move = received(count)
+    until(lambda: received(count) > before_move + 1_000_000)
+    assert source.is_alive(), "there was one connection, and it is still open"
+    lab.finish(source)
+    lab.finish(sink)
 
 
 def test_in_a_line_the_middle_relays_without_knowing_the_pods(lab: Lab) -> None:
