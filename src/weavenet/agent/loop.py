@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from typing import Protocol, assert_never
 
 from weavenet.address import Endpoint
@@ -34,6 +34,7 @@ from weavenet.effects import (
     SendTcp,
     StoreChange,
 )
+from weavenet.errors import StoreError
 from weavenet.node import inputs as i
 from weavenet.node.node import Node
 
@@ -80,7 +81,7 @@ class NodeLoop:
         node: Node,
         read_clock: Callable[[], Now],
         store: StoreActions,
-        store_thread: ThreadPoolExecutor,
+        store_thread: Executor,
         log: logging.Logger,
     ) -> None:
         """Wire everything but the drivers, which need `feed` and so come second."""
@@ -149,9 +150,13 @@ class NodeLoop:
                 kept.append(effect)
         # Inputs handled while we wait append behind `kept`; what they persist is written in the next round.
         self._outbox.clear()
-        async with asyncio.timeout(STORE_TIMEOUT_S):
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._store_thread, self._store.apply, tuple(changes))
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(STORE_TIMEOUT_S):
+                await loop.run_in_executor(self._store_thread, self._store.apply, tuple(changes))
+        except TimeoutError as error:
+            text = f"the disk did not take {len(changes)} changes within {STORE_TIMEOUT_S:.0f} s; see what holds it up"
+            raise StoreError(text) from error
         for effect in kept:
             self._perform(effect)
 
