@@ -6,6 +6,7 @@ and nothing to wait for, a run ends with an error rather than hanging.
 
 import asyncio
 import selectors
+import socket
 from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, Future
@@ -27,6 +28,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self.now_s
+
+    async def getaddrinfo(self, host, port, **hints):
+        # A name would be asked for over the network; an address is only read.
+        return socket.getaddrinfo(host, port, flags=socket.AI_NUMERICHOST, **hints)
 
 
 class _JumpingSelector(selectors.DefaultSelector):

@@ -114,8 +114,7 @@ class NodeLoop:
 
     async def request(self, make: Callable[[RequestNumber], i.IpamInput], timeout_s: float) -> Outcome:
         """Feed a request and wait for its Reply. Giving up, by timeout or cancellation, cancels it in the core, too."""
-        number = RequestNumber(self._next_request)
-        self._next_request += 1
+        number = self._number()
         answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
         self.feed(make(number))
@@ -127,6 +126,10 @@ class NodeLoop:
         finally:
             if self._waiting.pop(number, None) is not None:
                 self.feed(i.Cancel(number))
+
+    def tell(self, make: Callable[[RequestNumber], i.IpamInput]) -> None:
+        """Feed a request whose answer nobody waits for."""
+        self.feed(make(self._number()))
 
     async def run(self) -> None:
         """Perform the outbox until cancelled. Raises StoreError when the disk fails us."""
@@ -182,6 +185,11 @@ class NodeLoop:
                 raise AssertionError("Persist is performed by _persist_waiting")
             case _:
                 assert_never(effect)
+
+    def _number(self) -> RequestNumber:
+        number = RequestNumber(self._next_request)
+        self._next_request += 1
+        return number
 
     @property
     def _tcp(self) -> TcpActions:
