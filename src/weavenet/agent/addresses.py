@@ -9,8 +9,8 @@ from weavenet.agent.loop import NodeLoop
 from weavenet.effects import Cancelled, Done, Granted, Outcome, Refused, TookOver
 from weavenet.errors import IpamError
 from weavenet.node import inputs as i
+from weavenet.node.report import EXPOSED
 
-EXPOSED = "weave:expose"  # Weave's identifier for the bridge's own address
 ALLOCATE_S = 60.0  # then the runtime is told to try again
 RELEASE_S = 30.0
 

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from weavenet.agent.addresses import EXPOSED, NodeAddresses
+from weavenet.agent.addresses import NodeAddresses
 from weavenet.agent.api import make_control_application, make_status_application
 from weavenet.agent.attach import CniVerbs, KernelPods
 from weavenet.agent.config import AgentConfig
@@ -46,6 +46,7 @@ from weavenet.mesh.connector import Target
 from weavenet.mesh.router import MeshConfig
 from weavenet.node.inputs import FloodMissed, SpecialFrameArrived
 from weavenet.node.node import Node, NodeConfig
+from weavenet.node.report import EXPOSED
 from weavenet.node.targets import decode_targets
 
 

@@ -9,14 +9,23 @@ from collections.abc import Callable, Iterable, Sequence
 
 from weavenet.address import Endpoint
 from weavenet.errors import AddressError
-from weavenet.node.report import Attachment, AttributeValue, Connection, Ipam, Peer, Report, Router, VersionCheck
+from weavenet.node.report import (
+    EXPOSED,
+    Attachment,
+    AttributeValue,
+    Connection,
+    Ipam,
+    Peer,
+    Report,
+    Router,
+    VersionCheck,
+)
 
 _LABEL_COLUMNS = 15
 _ADDRESS_COLUMNS = 21
 _STATE_COLUMNS = 11
 _PEER_COLUMNS = 37
 _CONTAINER_ID_LETTERS = 12
-EXPOSED = "weave:expose"
 _STATES = ("established", "pending", "retrying", "failed", "connecting")
 
 
@@ -102,7 +111,7 @@ def targets_text(report: Report) -> str:
 def ps_text(report: Report, wanted: Sequence[str] = ()) -> str:
     """Return what `weave ps` shows; `wanted` are container IDs, or beginnings of them."""
     return _lines(
-        " ".join((one.container_id[:_CONTAINER_ID_LETTERS], one.mac, *(one.addresses or ())))
+        " ".join((one.container_id[:_CONTAINER_ID_LETTERS], one.mac or "-", *(one.addresses or ())))
         for one in attachments(report, wanted)
     )
 
