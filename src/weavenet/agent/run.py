@@ -35,7 +35,7 @@ from weavenet.drivers.cni import CniServer
 from weavenet.drivers.http import HttpListener
 from weavenet.drivers.store import Store
 from weavenet.drivers.tcp import TcpDriver
-from weavenet.effects import SendSpecialFrame
+from weavenet.effects import Persist, SendSpecialFrame
 from weavenet.errors import ConfigError, KernelError
 from weavenet.identity import PeerName, PeerUID, format_peer_name
 from weavenet.ipam.allocator import IpamConfig, StoredState
@@ -47,7 +47,7 @@ from weavenet.mesh.router import MeshConfig
 from weavenet.node.inputs import FloodMissed, SpecialFrameArrived
 from weavenet.node.node import Node, NodeConfig
 from weavenet.node.report import EXPOSED
-from weavenet.node.targets import decode_targets
+from weavenet.node.targets import FirstTargets, first_targets, remember_launch
 
 
 async def run_agent(config: AgentConfig, log: logging.Logger) -> None:
@@ -146,8 +146,10 @@ class _Agent:
         self._open_special()
         self._listen_mesh()
         self._reporter = Reporter(self._loop, self._kernel, self._datapath, self._reconciler, self._kernel_thread)
-        targets = await self._first_targets(stored)
+        first = first_targets(stored.values, config.peers, resume=config.resume)
+        targets = await self._resolve_first(first)
         self._loop.take(node.start(stored, targets, read_clock()))
+        self._loop.take([Persist(remember_launch(config.peers, first))])  # behind what start may clear
 
     async def serve(self) -> None:
         """Serve until a signal comes."""
@@ -274,22 +276,17 @@ class _Agent:
             where = f"{self._config.host or '*'}:{self._config.port}"
             raise ConfigError(f"cannot listen for peers at {where}: {error.strerror}") from error
 
-    async def _first_targets(self, stored: StoredState) -> list[Target]:
-        """Return the peers to join: the stored ones with --resume or at a plain restart, else those that were named."""
-        launched = stored.values.get("launched")
-        wanted = "\n".join(self._config.peers).encode()
-        restarted = launched == wanted and "targets" in stored.values
-        if self._config.resume or restarted:
-            texts = decode_targets(stored.values.get("targets", b"[]"))
-            self._log.info("Restart/resume detected - using persisted peer list: %s", texts)
+    async def _resolve_first(self, first: FirstTargets) -> list[Target]:
+        """Return the peers to join. Raises ConfigError for a named one that cannot be found."""
+        if first.resumed:
+            self._log.info("Restart/resume detected - using persisted peer list: %s", list(first.texts))
         else:
-            texts = list(self._config.peers)
-            self._log.info("Launch detected - using supplied peer list: %s", texts)
-        targets, failures = await resolve_targets(texts)
-        if failures and not restarted:
+            self._log.info("Launch detected - using supplied peer list: %s", list(first.texts))
+        targets, failures = await resolve_targets(first.texts)
+        if failures and not first.resumed:
             raise ConfigError("; ".join(str(failure) for failure in failures))
         for failure in failures:
-            self._log.warning("%s", failure)
+            self._log.warning("%s; not looked for until the next start", failure)
         return targets
 
 
