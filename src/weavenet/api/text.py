@@ -2,12 +2,14 @@
 
 The shapes are Weave's, since people and scripts read them, with three of its quirks left out: attributes are separated
 (Weave prints `encrypted=truemtu=1414`), no line ends in blanks, and the order is the same each time (Weave's is that of
-a Go map). Source: docs/protocol.md, "Status texts".
+a Go map). What a peer or a container calls itself cannot do more to a terminal than be long (visible.py). Source:
+docs/protocol.md, "Status texts".
 """
 
 from collections.abc import Callable, Iterable, Sequence
 
 from weavenet.address import Endpoint
+from weavenet.api.visible import visible
 from weavenet.errors import AddressError
 from weavenet.node.report import (
     EXPOSED,
@@ -207,4 +209,4 @@ def _peer(name: str, nickname: str) -> str:
 
 
 def _lines(lines: Iterable[str]) -> str:
-    return "".join(f"{line.rstrip()}\n" for line in lines)
+    return "".join(f"{visible(line).rstrip()}\n" for line in lines)

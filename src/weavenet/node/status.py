@@ -147,11 +147,10 @@ def _connection(status: ConnectionStatus, link: Link | None, has_password: bool)
     info = f"{overlay:<6} {format_peer_name(status.name)}({status.nickname})"
     if has_password:
         info = f"{'encrypted' if status.encrypted else 'unencrypted':<11} {info}"
-    attributes: dict[str, r.AttributeValue] = {"name": overlay}
+    attributes: dict[str, r.AttributeValue] = {"encrypted": True} if status.encrypted else {}
     if link is not None:
         attributes["mtu"] = link.mtu
-    if status.encrypted:
-        attributes["encrypted"] = True
+    attributes["name"] = overlay  # last: Go writes the keys of a map in their order
     return r.Connection(
         address=str(status.remote),
         outbound=status.outbound,
