@@ -410,6 +410,38 @@ def test_attachments_are_listed_the_hosts_own_first(wanted: tuple[str, ...], lin
     assert ps_text(make_report(weavenet=ATTACHMENTS), wanted).splitlines() == lines
 
 
+def test_an_interface_whose_mac_is_not_known_leaves_no_hole_where_scripts_look_for_it() -> None:
+    going = Weavenet(attachments=(Attachment("c0ffee0123456789", "vethwepl1", "", ("10.32.0.2/12",)),))
+
+    assert ps_text(make_report(weavenet=going)) == "c0ffee012345 - 10.32.0.2/12\n"
+
+
+def test_an_interface_without_addresses_is_listed_all_the_same() -> None:
+    bare = Weavenet(attachments=(Attachment("c1", "vethwepl1", "3e:5c:41:ff:a0:12"),))
+
+    assert ps_text(make_report(weavenet=bare)) == "c1 3e:5c:41:ff:a0:12\n"
+
+
+def test_the_longest_address_and_the_longest_words_are_still_followed_by_a_blank() -> None:
+    longest = Connection(
+        "255.255.255.255:65535",
+        outbound=False,
+        state="established",
+        info="unencrypted fastdp x(y)",
+        attrs={"mtu": 1376},
+    )
+
+    assert connections_text(make_report(connections=[longest])) == (
+        "<- 255.255.255.255:65535 established unencrypted fastdp x(y) mtu=1376\n"
+    )
+
+
+def test_a_container_id_does_nothing_to_a_terminal() -> None:
+    nasty = Weavenet(attachments=(Attachment("c\x1b[2J\n0123", "vethwepl1", "3e:5c:41:ff:a0:12", ("10.32.0.2/12",)),))
+
+    assert ps_text(make_report(weavenet=nasty)) == "c\\u001b[2J\\u000a0123 3e:5c:41:ff:a0:12 10.32.0.2/12\n"
+
+
 def test_weaves_keys_stay_weaves_and_ours_are_under_one_key() -> None:
     keys = list(msgspec.json.decode(encode_report(make_report(weavenet=ATTACHMENTS))))
 

@@ -120,6 +120,34 @@ def test_status_as_json_is_the_reports_part(
     assert agent.asked == [("GET", "/report", [], "application/json")]
 
 
+@pytest.mark.parametrize(
+    ("part", "router", "shown"),
+    [
+        pytest.param("connections", {"Connections": None}, "null\n", id="no connections"),
+        pytest.param("targets", {"Targets": None}, "null\n", id="no targets"),
+        pytest.param("targets", {"Targets": ["192.0.2.1"]}, '[\n    "192.0.2.1"\n]\n', id="a target"),
+        pytest.param("ipam", {}, "null\n", id="no address allocation"),
+    ],
+)
+def test_status_as_json_of_what_is_not_there_is_null(
+    agent: Stub, capsys: pytest.CaptureFixture[str], part: str, router: dict[str, object], shown: str
+) -> None:
+    agent.replies["GET", "/report"] = (200, json.dumps({"Router": router}))
+
+    assert weave(capsys, "status", part, "--json") == Result(0, shown, "")
+
+
+def test_what_peers_call_themselves_does_nothing_to_the_terminal(
+    agent: Stub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nasty, shown = "ho\x1b[2Jst\x9b31m\u202e", "ho\\u001b[2Jst\\u009b31m\\u202e"
+    agent.replies["GET", "/report?format=%7B%7B.Router%7D%7D"] = (200, f"{nasty}\n\tend")
+    agent.replies["DELETE", "/peer/host9"] = (400, f"owned by {nasty}\n")
+
+    assert weave(capsys, "report", "-f", "{{.Router}}") == Result(0, f"{shown}\n\tend\n", "")
+    assert weave(capsys, "rmpeer", "host9").err.startswith(f"host9: owned by {shown}\n")
+
+
 def test_status_that_is_not_ready_is_a_failure(agent: Stub, capsys: pytest.CaptureFixture[str]) -> None:
     agent.replies["GET", "/status"] = (503, "        Version: 1\n")
 

@@ -90,6 +90,17 @@ def test_an_attached_pod_is_listed_and_as_it_should_be(ready):
     assert reconcile(ready.kernel, SETTINGS) == ()
 
 
+def test_the_mac_addresses_that_pods_have_are_there_for_whoever_asks(ready):
+    macs = {
+        ready.kernel.attach_pod(link_for(ready.make_namespace(), container_id=container_id * 12)).mac
+        for container_id in "abc"
+    }
+    pods = ready.kernel.observe(with_macs=True).pods
+    assert {pod.mac for pod in pods} == macs
+    assert [pod.mac for pod in ready.kernel.observe().pods] == [None] * 3
+    assert reconcile(ready.kernel, SETTINGS) == ()
+
+
 @pytest.mark.parametrize(
     ("changes", "routes"),
     [
@@ -453,3 +464,22 @@ def test_the_bridge_and_its_pods_can_reach_each_other(real_ready):
     real_ready.kernel.apply(AddAddress("weave", Cidr.parse("10.32.0.1/12")))
     real_ready.run("ping", "-c1", "-W2", "10.32.0.2")
     real_ready.run_inside(netns, "ping", "-c1", "-W2", "10.32.0.1")
+
+
+def test_a_mac_address_that_was_changed_in_a_pod_is_shown_as_it_is_also_to_a_new_agent(real_ready):
+    netns = real_ready.make_namespace()
+    real_ready.kernel.attach_pod(link_for(netns))
+    real_ready.run_inside(netns, "ip", "link", "set", "eth0", "address", "02:00:00:00:00:77")
+    restarted = real_ready.new_kernel()
+    try:
+        (pod,) = restarted.observe(with_macs=True).pods
+    finally:
+        restarted.close()
+    assert pod.mac == MacAddress(0x0200_0000_0077)
+
+
+def test_the_far_end_of_a_pair_that_never_left_this_namespace_has_a_mac_address_too(real_ready):
+    real_ready.run("ip", "link", "add", "vethwepl-near", "type", "veth", "peer", "far0", "address", "02:00:00:00:00:78")
+    real_ready.run("ip", "link", "set", "vethwepl-near", "alias", f"weavenet:{CONTAINER}/far0")
+    (pod,) = real_ready.kernel.observe(with_macs=True).pods
+    assert pod.mac == MacAddress(0x0200_0000_0078)

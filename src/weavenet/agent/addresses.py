@@ -9,8 +9,8 @@ from weavenet.agent.loop import NodeLoop
 from weavenet.effects import Cancelled, Done, Granted, Outcome, Refused, TookOver
 from weavenet.errors import IpamError
 from weavenet.node import inputs as i
+from weavenet.node.report import EXPOSED
 
-EXPOSED = "weave:expose"  # Weave's identifier for the bridge's own address
 ALLOCATE_S = 60.0  # then the runtime is told to try again
 RELEASE_S = 30.0
 
@@ -21,7 +21,7 @@ class NodeAddresses:
     """An `AddressService` (agent/attach.py) over the node loop."""
 
     def __init__(self, loop: NodeLoop, expose: Callable[[Cidr], Awaitable[None]]) -> None:
-        """`expose` gives the bridge an address."""
+        """`expose` gives the bridge an address, and costs nothing where the bridge has it."""
         self._loop = loop
         self._expose = expose
         self._exposing = asyncio.Lock()
@@ -68,11 +68,11 @@ class NodeAddresses:
 
     async def gateway(self, subnet: Cidr) -> Address | None:
         """Return an address of the bridge in that subnet, or else its first one; a bridge without any gets one."""
-        held = await self.lookup(EXPOSED)
-        if not held:
-            async with self._exposing:  # twenty pods that start at once want one gateway
-                held = await self.lookup(EXPOSED) or (await self.allocate(EXPOSED, None),)
-                await self._expose(held[0])
+        async with self._exposing:  # twenty pods that start at once want one gateway
+            held = await self.lookup(EXPOSED) or (await self.allocate(EXPOSED, None),)
+            for address in held:
+                # Every time, for whoever reserved it may have failed, or given up, before the bridge had it.
+                await self._expose(address)
         inside = [cidr.address for cidr in held if cidr.address in subnet.range]
         return inside[0] if inside else held[0].address
 

@@ -1,17 +1,28 @@
 """What the control API can ask of this agent, answered by its node loop and its kernel thread."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from weavenet.address import Address, Cidr
 from weavenet.agent.loop import NodeLoop
 from weavenet.agent.resolve import resolve_targets
-from weavenet.effects import Done, Outcome
+from weavenet.effects import Done, Granted, Outcome, RequestNumber
 from weavenet.node import inputs as i
 from weavenet.node.report import Report
 
 # Claims and allocations wait for other peers, for as long as the caller does (Weave waits forever).
 WAIT_S = 24 * 3600.0
 ANSWER_S = 30.0
+
+
+@dataclass(slots=True)
+class _Calls:
+    """Calls for an address that are under way for one identifier, all of which get the same one."""
+
+    before: frozenset[Cidr]  # what it held when the first of them came
+    open: int = 0
+    granted: bool = False  # whether one of them was told of its address
 
 
 class AgentControl:
@@ -21,6 +32,7 @@ class AgentControl:
         """Ask this loop; reports also need the kernel, and so are made elsewhere."""
         self._loop = loop
         self._make_report = make_report
+        self._allocating: dict[str, _Calls] = {}
 
     async def report(self) -> Report:
         """Say how everything is."""
@@ -44,7 +56,20 @@ class AgentControl:
     async def allocate(self, ident: str, subnet: Cidr | None, *, check_alive: bool) -> Outcome:
         """Give an identifier an address; `check_alive` is about Docker containers, which we do not watch."""
         del check_alive
-        return await self._loop.request(lambda number: i.Allocate(number, ident, subnet, is_container=True), WAIT_S)
+        calls = self._allocating.setdefault(ident, _Calls(before=self._held(ident)))
+        calls.open += 1
+        try:
+            outcome = await self._loop.request(
+                lambda number: i.Allocate(number, ident, subnet, is_container=True), WAIT_S
+            )
+            calls.granted |= isinstance(outcome, Granted)
+        finally:
+            calls.open -= 1
+            if not calls.open:
+                del self._allocating[ident]
+                if not calls.granted:
+                    self._give_back(ident, calls.before)
+        return outcome
 
     async def claim(self, ident: str, address: Cidr, *, check_alive: bool, no_error_on_unknown: bool) -> Outcome:
         """Give an identifier this very address."""
@@ -90,3 +115,16 @@ class AgentControl:
         """Hand our addresses to another peer: this node will not come back."""
         self._loop.feed(i.ShutDown())
         return Done()
+
+    def _held(self, ident: str) -> frozenset[Cidr]:
+        ipam = self._loop.node.ipam
+        return frozenset() if ipam is None else frozenset(ipam.owned().get(ident, ()))
+
+    def _give_back(self, ident: str, before: frozenset[Cidr]) -> None:
+        """Free what was granted while its callers were hanging up: nobody was told of it, so nobody else will."""
+        for cidr in sorted(self._held(ident) - before):
+            self._loop.tell(partial(_release_address, ident, cidr.address))
+
+
+def _release_address(ident: str, address: Address, number: RequestNumber) -> i.IpamInput:
+    return i.ReleaseAddress(number, ident, address)

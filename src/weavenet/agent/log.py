@@ -6,6 +6,8 @@ Nothing secret comes near the log: passwords stay in `config.Password`, which pr
 import logging
 from datetime import UTC, datetime
 
+from weavenet.api.visible import visible
+
 _LEVEL_TEXTS = {
     logging.DEBUG: "DEBU",
     logging.INFO: "INFO",
@@ -23,15 +25,12 @@ class WeaveFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Write one record as one line, plus the traceback of an unexpected error."""
         stamp = datetime.fromtimestamp(record.created, UTC).strftime("%Y/%m/%d %H:%M:%S.%f")
-        text = record.getMessage().translate(_CONTROL)
+        # A peer chooses its own nickname; a newline or an escape sequence in it must not write log lines of its own.
+        text = visible(record.getMessage())
         line = f"{_LEVEL_TEXTS.get(record.levelno, 'INFO')}: {stamp} {text}"
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line
-
-
-# A peer chooses its own nickname; a newline or an escape sequence in it must not write log lines of its own.
-_CONTROL = {code: f"\\x{code:02x}" for code in [*range(32), 127]}
 
 
 def open_log(level: str) -> logging.Logger:

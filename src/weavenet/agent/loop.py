@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from typing import Protocol, assert_never
 
 from weavenet.address import Endpoint
@@ -35,6 +35,7 @@ from weavenet.effects import (
     SendTcp,
     StoreChange,
 )
+from weavenet.errors import StoreError
 from weavenet.node import inputs as i
 from weavenet.node.node import Node
 
@@ -81,7 +82,7 @@ class NodeLoop:
         node: Node,
         read_clock: Callable[[], Now],
         store: StoreActions,
-        store_thread: ThreadPoolExecutor,
+        store_thread: Executor,
         log: logging.Logger,
     ) -> None:
         """Wire everything but the drivers, which need `feed` and so come second."""
@@ -116,8 +117,7 @@ class NodeLoop:
 
     async def request(self, make: Callable[[RequestNumber], i.IpamInput], timeout_s: float) -> Outcome:
         """Feed a request and wait for its Reply. Giving up, by timeout or cancellation, cancels it in the core, too."""
-        number = RequestNumber(self._next_request)
-        self._next_request += 1
+        number = self._number()
         answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
         self.feed(make(number))
@@ -129,6 +129,10 @@ class NodeLoop:
         finally:
             if self._waiting.pop(number, None) is not None:
                 self.feed(i.Cancel(number))
+
+    def tell(self, make: Callable[[RequestNumber], i.IpamInput]) -> None:
+        """Feed a request whose answer nobody waits for."""
+        self.feed(make(self._number()))
 
     async def run(self) -> None:
         """Perform the outbox until cancelled. Raises StoreError when the disk fails us."""
@@ -152,9 +156,13 @@ class NodeLoop:
                 kept.append(effect)
         # Inputs handled while we wait append behind `kept`; what they persist is written in the next round.
         self._outbox.clear()
-        async with asyncio.timeout(STORE_TIMEOUT_S):
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._store_thread, self._store.apply, tuple(changes))
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(STORE_TIMEOUT_S):
+                await loop.run_in_executor(self._store_thread, self._store.apply, tuple(changes))
+        except TimeoutError as error:
+            text = f"the disk did not take {len(changes)} changes within {STORE_TIMEOUT_S:.0f} s; see what holds it up"
+            raise StoreError(text) from error
         for effect in kept:
             self._perform(effect)
 
@@ -183,6 +191,11 @@ class NodeLoop:
                 raise AssertionError("Persist is performed by _persist_waiting")
             case _:
                 assert_never(effect)
+
+    def _number(self) -> RequestNumber:
+        number = RequestNumber(self._next_request)
+        self._next_request += 1
+        return number
 
     @property
     def _tcp(self) -> TcpActions:

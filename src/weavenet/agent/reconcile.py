@@ -1,8 +1,8 @@
 """Keeps the kernel as it should be: the tables whenever routes change, the devices whenever somebody touched them.
 
 Both are "look again", never deltas. Tables follow at once, since traffic waits for them. Devices are looked at when
-netlink says that something changed, but not before things have been quiet for a moment: twenty pods that start are one
-look and not twenty. Once a minute they are looked at anyway.
+netlink says that something changed, but a moment after the first hint, by when there are more: twenty pods that start
+are one look and not twenty. Once a minute they are looked at anyway.
 
 What the kernel refuses is tried again, ever more slowly, logged once, and shown in `weave report` until it works.
 """
@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import replace
 
 from weavenet.address import Cidr
@@ -35,7 +35,7 @@ class Reconciler:
         kernel: Kernel,
         datapath: Datapath,
         settings: HostSettings,
-        thread: ThreadPoolExecutor,
+        thread: Executor,
         log: logging.Logger,
     ) -> None:
         """All kernel calls are made in `thread`, one after the other."""
@@ -55,10 +55,18 @@ class Reconciler:
             self._log.info("kernel: %s", change)
 
     async def expose(self, address: Cidr) -> None:
-        """Give the bridge an address, now and from now on. Raises KernelError."""
-        known = self._settings.addresses or ()
-        self._settings = replace(self._settings, addresses=(*known, address))
-        await self.make_host()
+        """Give the bridge an address, now and from now on; again costs nothing. Raises KernelError: then it has not."""
+        before = self._settings
+        known = before.addresses or ()
+        if address in known:
+            return
+        self._settings = replace(before, addresses=(*known, address))
+        try:
+            await self.make_host()
+        except KernelError:
+            # Not when cancelled: the thread goes on, and what it does not bring about keep_devices will.
+            self._settings = before
+            raise
 
     async def keep_tables(self, wanted: asyncio.Event, forwarding: Callable[[], Forwarding]) -> None:
         """Fill the data plane's tables whenever `wanted` says so, until cancelled."""

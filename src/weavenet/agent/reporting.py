@@ -1,23 +1,22 @@
 """Puts the report together: what the node knows, and what only the kernel does."""
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from weavenet.agent.addresses import EXPOSED
 from weavenet.agent.loop import NodeLoop
 from weavenet.agent.reconcile import Reconciler
 from weavenet.dataplane.kernel import Kernel
-from weavenet.dataplane.model import Bridge, HostNetwork, format_mac
+from weavenet.dataplane.model import HostNetwork, format_mac
 from weavenet.drivers.clock import read_clock
 from weavenet.errors import KernelError
 from weavenet.identity import format_peer_name
 from weavenet.linux.datapath import FastDatapath
 from weavenet.linux.fastdp import MacEntry
 from weavenet.node import report as r
-from weavenet.node.status import ipam_report, link_reports, router_report
+from weavenet.node.status import attachment_reports, ipam_report, link_reports, router_report
 
 VERSION = version("weavenet")
 
@@ -38,7 +37,7 @@ class Reporter:
         kernel: Kernel,
         datapath: FastDatapath,
         reconciler: Reconciler,
-        thread: ThreadPoolExecutor,
+        thread: Executor,
     ) -> None:
         """Ask the kernel in its thread."""
         self._loop = loop
@@ -64,7 +63,7 @@ class Reporter:
             ipam=ipam_report(node.ipam.status()) if node.ipam is not None else None,
             weavenet=r.Weavenet(
                 links=r.listed(link_reports(node)),
-                attachments=r.listed(self._attachments(observed.network)),
+                attachments=r.listed(attachment_reports(node, observed.network)),
                 counters=observed.counters,
                 problems=r.listed(problems),
             ),
@@ -73,7 +72,7 @@ class Reporter:
     def _observe(self) -> _Observed:
         maps = self._datapath.maps
         counters = {counter.name.lower(): count for counter, count in maps.counters().items()}
-        return _Observed(self._kernel.observe(), maps.macs(), counters)
+        return _Observed(self._kernel.observe(with_macs=True), maps.macs(), counters)
 
     def _macs(self, entries: list[MacEntry]) -> tuple[r.Mac, ...]:
         topology = self._loop.node.mesh.topology
@@ -86,17 +85,3 @@ class Reporter:
                 seen = datetime.fromtimestamp(now_s - entry.age_s, UTC).isoformat().replace("+00:00", "Z")
                 macs.append(r.Mac(format_mac(entry.mac), format_peer_name(peer.name), peer.nickname, seen))
         return tuple(macs)
-
-    def _attachments(self, network: HostNetwork) -> list[r.Attachment]:
-        found: list[r.Attachment] = []
-        if isinstance(network.bridge, Bridge):
-            addresses = tuple(str(cidr) for cidr in network.bridge.addresses)
-            found.append(r.Attachment(EXPOSED, network.bridge.name, format_mac(network.bridge.mac), addresses or None))
-        ipam = self._loop.node.ipam
-        owned = {} if ipam is None else ipam.owned()
-        for port in network.pods:
-            ident = f"{port.container_id}/{port.ifname}"
-            mine = [cidrs for key, cidrs in owned.items() if key == ident or key.startswith(f"{ident}/")]
-            held = [str(cidr) for cidrs in mine for cidr in cidrs]
-            found.append(r.Attachment(port.container_id, port.name, "", r.listed(held)))
-        return found

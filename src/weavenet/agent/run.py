@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from weavenet.agent.addresses import EXPOSED, NodeAddresses
+from weavenet.agent.addresses import NodeAddresses
 from weavenet.agent.api import make_control_application, make_status_application
 from weavenet.agent.attach import CniVerbs, KernelPods
 from weavenet.agent.config import AgentConfig
@@ -37,7 +37,7 @@ from weavenet.drivers.cni import CniServer
 from weavenet.drivers.http import HttpListener
 from weavenet.drivers.store import Store
 from weavenet.drivers.tcp import TcpDriver
-from weavenet.effects import SendSpecialFrame
+from weavenet.effects import Persist, SendSpecialFrame
 from weavenet.errors import ConfigError, KernelError
 from weavenet.identity import PeerName, PeerUID, format_peer_name
 from weavenet.ipam.allocator import IpamConfig, StoredState
@@ -48,7 +48,8 @@ from weavenet.mesh.connector import Target
 from weavenet.mesh.router import MeshConfig
 from weavenet.node.inputs import FloodMissed, SpecialFrameArrived
 from weavenet.node.node import Node, NodeConfig
-from weavenet.node.targets import decode_targets
+from weavenet.node.report import EXPOSED
+from weavenet.node.targets import FirstTargets, first_targets, remember_launch
 
 
 async def run_agent(config: AgentConfig, log: logging.Logger, forwarder: ForwarderProcess | None) -> None:
@@ -151,8 +152,10 @@ class _Agent:
         await self._open_sleeve()
         self._listen_mesh()
         self._reporter = Reporter(self._loop, self._kernel, self._datapath, self._reconciler, self._kernel_thread)
-        targets = await self._first_targets(stored)
+        first = first_targets(stored.values, config.peers, resume=config.resume)
+        targets = await self._resolve_first(first)
         self._loop.take(node.start(stored, targets, read_clock()))
+        self._loop.take([Persist(remember_launch(config.peers, first))])  # behind what start may clear
 
     async def serve(self) -> None:
         """Serve until a signal comes."""
@@ -294,22 +297,17 @@ class _Agent:
             where = f"{self._config.host or '*'}:{self._config.port}"
             raise ConfigError(f"cannot listen for peers at {where}: {error.strerror}") from error
 
-    async def _first_targets(self, stored: StoredState) -> list[Target]:
-        """Return the peers to join: the stored ones with --resume or at a plain restart, else those that were named."""
-        launched = stored.values.get("launched")
-        wanted = "\n".join(self._config.peers).encode()
-        restarted = launched == wanted and "targets" in stored.values
-        if self._config.resume or restarted:
-            texts = decode_targets(stored.values.get("targets", b"[]"))
-            self._log.info("Restart/resume detected - using persisted peer list: %s", texts)
+    async def _resolve_first(self, first: FirstTargets) -> list[Target]:
+        """Return the peers to join. Raises ConfigError for a named one that cannot be found."""
+        if first.resumed:
+            self._log.info("Restart/resume detected - using persisted peer list: %s", list(first.texts))
         else:
-            texts = list(self._config.peers)
-            self._log.info("Launch detected - using supplied peer list: %s", texts)
-        targets, failures = await resolve_targets(texts)
-        if failures and not restarted:
+            self._log.info("Launch detected - using supplied peer list: %s", list(first.texts))
+        targets, failures = await resolve_targets(first.texts)
+        if failures and not first.resumed:
             raise ConfigError("; ".join(str(failure) for failure in failures))
         for failure in failures:
-            self._log.warning("%s", failure)
+            self._log.warning("%s; not looked for until the next start", failure)
         return targets
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote, urlencode
 
+from weavenet.api.visible import visible
 from weavenet.errors import AgentAwayError, ApiError, ApiStatusError
 
 SOCKET_VARIABLE = "WEAVENET_SOCKET"
@@ -22,7 +23,7 @@ _SUCCESSES = range(200, 300)
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the agent said."""
+    """What the agent said, made safe to print."""
 
     status: int
     body: str
@@ -117,4 +118,5 @@ class Client:
             raise ApiError(f"the connection to weave at {self._path} failed: {error}") from error
         finally:
             connection.close()
-        return Answer(response.status, raw.decode(errors="replace"))
+        # A template's output is not made safe by the agent, since not only terminals read it.
+        return Answer(response.status, visible(raw.decode(errors="replace"), keep="\n\t"))

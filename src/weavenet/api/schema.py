@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from weavenet.address import Cidr
+from weavenet.api.visible import visible
 from weavenet.errors import ApiError
 from weavenet.node.report import Attachment, Connection, Ipam, Peer, Report, Router
 
@@ -44,7 +45,7 @@ class _OwnedList(msgspec.Struct, frozen=True):
 
 def encode_report(report: Report) -> bytes:
     """Write a report as Weave does: indented, without a newline at the end."""
-    return msgspec.json.format(msgspec.json.encode(report), indent=_INDENT)
+    return _shown(msgspec.json.encode(report))
 
 
 def decode_report(raw: bytes) -> Report:
@@ -63,4 +64,9 @@ def encode_owned(owned: Mapping[str, Sequence[Cidr]]) -> bytes:
 
 def encode_attachments(attachments: Sequence[Attachment]) -> bytes:
     """Write attachments as JSON, the body of `GET /ps`."""
-    return msgspec.json.format(msgspec.json.encode(list(attachments)), indent=_INDENT)
+    return _shown(msgspec.json.encode(list(attachments)))
+
+
+def _shown(compact: bytes) -> bytes:
+    """Indent JSON, and keep its strings from a terminal: of control characters JSON escapes only the first 32."""
+    return visible(msgspec.json.format(compact, indent=_INDENT).decode(), keep="\n").encode()

@@ -2,21 +2,32 @@
 
 The shapes are Weave's, since people and scripts read them, with three of its quirks left out: attributes are separated
 (Weave prints `encrypted=truemtu=1414`), no line ends in blanks, and the order is the same each time (Weave's is that of
-a Go map). Source: docs/protocol.md, "Status texts".
+a Go map). What a peer or a container calls itself cannot do more to a terminal than be long (visible.py). Source:
+docs/protocol.md, "Status texts".
 """
 
 from collections.abc import Callable, Iterable, Sequence
 
 from weavenet.address import Endpoint
+from weavenet.api.visible import visible
 from weavenet.errors import AddressError
-from weavenet.node.report import Attachment, AttributeValue, Connection, Ipam, Peer, Report, Router, VersionCheck
+from weavenet.node.report import (
+    EXPOSED,
+    Attachment,
+    AttributeValue,
+    Connection,
+    Ipam,
+    Peer,
+    Report,
+    Router,
+    VersionCheck,
+)
 
 _LABEL_COLUMNS = 15
 _ADDRESS_COLUMNS = 21
 _STATE_COLUMNS = 11
 _PEER_COLUMNS = 37
 _CONTAINER_ID_LETTERS = 12
-EXPOSED = "weave:expose"
 _STATES = ("established", "pending", "retrying", "failed", "connecting")
 
 
@@ -102,7 +113,7 @@ def targets_text(report: Report) -> str:
 def ps_text(report: Report, wanted: Sequence[str] = ()) -> str:
     """Return what `weave ps` shows; `wanted` are container IDs, or beginnings of them."""
     return _lines(
-        " ".join((one.container_id[:_CONTAINER_ID_LETTERS], one.mac, *(one.addresses or ())))
+        " ".join((one.container_id[:_CONTAINER_ID_LETTERS], one.mac or "-", *(one.addresses or ())))
         for one in attachments(report, wanted)
     )
 
@@ -198,4 +209,4 @@ def _peer(name: str, nickname: str) -> str:
 
 
 def _lines(lines: Iterable[str]) -> str:
-    return "".join(f"{line.rstrip()}\n" for line in lines)
+    return "".join(f"{visible(line).rstrip()}\n" for line in lines)

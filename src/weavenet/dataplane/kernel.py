@@ -67,8 +67,11 @@ class Watch(Protocol):
 class Kernel(Protocol):
     """The network of one host: the namespace in which this object was made."""
 
-    def observe(self) -> HostNetwork:
-        """Return all that is ours, or in our way."""
+    def observe(self, *, with_macs: bool = False) -> HostNetwork:
+        """Return all that is ours, or in our way; `with_macs`, which takes twice as long, what MAC addresses pods have.
+
+        They are asked for each time: whoever is in a pod can change its own, and so can plugins behind us.
+        """
         ...
 
     def apply(self, change: Change) -> None:

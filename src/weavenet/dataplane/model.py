@@ -153,6 +153,7 @@ class PodPort:
     master: str  # name of the bridge it is a port of; blank for none
     hairpin: bool
     hairpin_wanted: bool  # what its alias says
+    mac: MacAddress | None = None  # of the other end; None where it was not asked for, or is just going away
 
 
 @dataclass(frozen=True, slots=True)

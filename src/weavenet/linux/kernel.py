@@ -93,10 +93,10 @@ class LinuxKernel:
 
     # --- the host -----------------------------------------------------------------------------------------------------
 
-    def observe(self) -> HostNetwork:
-        """Return all that is ours, or in our way. Raises KernelError."""
+    def observe(self, *, with_macs: bool = False) -> HostNetwork:
+        """Return all that is ours, or in our way, and the pods' MAC addresses if wanted. Raises KernelError."""
         self._assert_at_home()
-        return HostNetwork(self._observe_bridge(), self._observe_vxlan(), self.list_pods())
+        return HostNetwork(self._observe_bridge(), self._observe_vxlan(), self._list_pods(with_macs=with_macs))
 
     def apply(self, change: Change) -> None:
         """Make one change of a plan. Raises KernelError."""
@@ -147,6 +147,9 @@ class LinuxKernel:
 
     def list_pods(self) -> tuple[PodPort, ...]:
         """Return the pods that are connected. Raises KernelError."""
+        return self._list_pods(with_macs=False)
+
+    def _list_pods(self, *, with_macs: bool) -> tuple[PodPort, ...]:
         pods: list[PodPort] = []
         names: dict[int, str] = {0: ""}
         for link in links.list_veths(self._netlink):
@@ -165,6 +168,7 @@ class LinuxKernel:
                     master=names[link.master],
                     hairpin=link.hairpin,
                     hairpin_wanted=hairpin_wanted,
+                    mac=links.find_far_mac(self._netlink, link) if with_macs else None,
                 )
             )
         return tuple(sorted(pods))

@@ -47,7 +47,7 @@ from weavenet.mesh.connector import Target
 from weavenet.mesh.gossip import GossipData
 from weavenet.mesh.router import Mesh, MeshConfig
 from weavenet.node import inputs as i
-from weavenet.node.targets import encode_targets
+from weavenet.node.targets import KEY_TARGETS, encode_targets
 from weavenet.overlay.forwarding import Forwarding, compute_forwarding
 from weavenet.overlay.overlays import Overlays
 from weavenet.overlay.sleeve.table import SleeveConnection, SleeveTable
@@ -209,7 +209,7 @@ class Node:
         return [self._persist_targets(), *outputs]
 
     def _persist_targets(self) -> Persist:
-        return Persist((PutValue("targets", encode_targets(self.mesh.direct_targets())),))
+        return Persist((PutValue(KEY_TARGETS, encode_targets(self.mesh.direct_targets())),))
 
     def _flood_missed(self, origin: ShortID) -> list[Output]:
         name = self._directory.principal(origin)

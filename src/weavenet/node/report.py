@@ -17,6 +17,8 @@ from msgspec import field
 
 AttributeValue = str | int | bool
 
+EXPOSED = "weave:expose"  # Weave's identifier for the host's own attachment: the bridge's addresses
+
 _T = TypeVar("_T")
 
 
@@ -207,7 +209,7 @@ class Attachment(msgspec.Struct, frozen=True, rename="pascal"):
 
     container_id: str = field(name="ContainerID")
     interface: str  # its name on the host
-    mac: str = field(name="MAC")
+    mac: str = field(name="MAC")  # of the pod's end; of the bridge for the host; blank if it is just going away
     addresses: tuple[str, ...] | None = None
 
 

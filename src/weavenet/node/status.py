@@ -1,6 +1,8 @@
 """What a node says about itself: its cores' views, gathered into the report that everything shown is made from."""
 
-from weavenet.address import format_address
+from weavenet.address import Cidr, format_address
+from weavenet.cni.request import Attachment
+from weavenet.dataplane.model import Bridge, HostNetwork, format_mac
 from weavenet.identity import PeerName, format_peer_name
 from weavenet.ipam.status import IpamStatus
 from weavenet.mesh.connector import TargetState, TargetStatus
@@ -90,9 +92,29 @@ def link_reports(node: Node) -> tuple[r.OverlayLink, ...]:
     )
 
 
-def peer_text(node: Node, name: PeerName) -> str:
-    """Return `name(nick)`."""
-    return f"{format_peer_name(name)}({_nickname(node, name)})"
+def attachment_reports(node: Node, network: HostNetwork) -> tuple[r.Attachment, ...]:
+    """Describe what is on the bridge, and which addresses IPAM has given it: the host's own first, then pods."""
+    found: list[r.Attachment] = []
+    if isinstance(network.bridge, Bridge):
+        bridge = network.bridge
+        addresses = r.listed(str(cidr) for cidr in bridge.addresses)
+        found.append(r.Attachment(r.EXPOSED, bridge.name, format_mac(bridge.mac), addresses))
+    held = _held_by_interface(node)
+    for port in network.pods:
+        addresses = r.listed(str(cidr) for cidr in held.get((port.container_id, port.ifname), ()))
+        mac = "" if port.mac is None else format_mac(port.mac)
+        found.append(r.Attachment(port.container_id, port.name, mac, addresses))
+    return tuple(found)
+
+
+def _held_by_interface(node: Node) -> dict[tuple[str, str], list[Cidr]]:
+    """Return addresses by container and interface, in whatever network (cni/request.py has the form of idents)."""
+    held: dict[tuple[str, str], list[Cidr]] = {}
+    for ident, cidrs in node.ipam.owned().items() if node.ipam is not None else ():
+        attachment = Attachment.from_ident(ident)
+        if attachment is not None:
+            held.setdefault((attachment.container_id, attachment.interface), []).extend(cidrs)
+    return held
 
 
 def _nickname(node: Node, name: PeerName) -> str:
@@ -125,11 +147,10 @@ def _connection(status: ConnectionStatus, link: Link | None, has_password: bool)
     info = f"{overlay:<6} {format_peer_name(status.name)}({status.nickname})"
     if has_password:
         info = f"{'encrypted' if status.encrypted else 'unencrypted':<11} {info}"
-    attributes: dict[str, r.AttributeValue] = {"name": overlay}
+    attributes: dict[str, r.AttributeValue] = {"encrypted": True} if status.encrypted else {}
     if link is not None:
         attributes["mtu"] = link.mtu
-    if status.encrypted:
-        attributes["encrypted"] = True
+    attributes["name"] = overlay  # last: Go writes the keys of a map in their order
     return r.Connection(
         address=str(status.remote),
         outbound=status.outbound,

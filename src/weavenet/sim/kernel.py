@@ -12,7 +12,7 @@ import errno
 import itertools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from weavenet.address import Cidr
 from weavenet.dataplane.kernel import Watch
@@ -197,10 +197,13 @@ class FakeKernel:
 
     # --- the host ---
 
-    def observe(self) -> HostNetwork:
+    def observe(self, *, with_macs: bool = False) -> HostNetwork:
         """Return all that is ours, or in our way."""
         self._refuse("look at the host's devices")
-        return HostNetwork(self._observe_bridge(), self._observe_vxlan(), self.list_pods())
+        pods = self.list_pods()
+        if with_macs:
+            pods = tuple(replace(pod, mac=self._pod_mac(pod)) for pod in pods)
+        return HostNetwork(self._observe_bridge(), self._observe_vxlan(), pods)
 
     def host_routes(self) -> tuple[HostRoute, ...]:
         """Return the routes that were put into `routes`, and those that come with addresses."""
@@ -302,6 +305,12 @@ class FakeKernel:
         return tuple(sorted(pods))
 
     # --- observing ---
+
+    def _pod_mac(self, pod: PodPort) -> MacAddress | None:
+        inside = self._devices[pod.name].inside
+        assert inside is not None, "a pod's port has another end"
+        namespace, ifname = inside
+        return self._namespaces[namespace][ifname].mac
 
     def _observe_bridge(self) -> Bridge | Stranger | None:
         device = self._devices.get(self._bridge)

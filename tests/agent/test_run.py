@@ -1,0 +1,78 @@
+"""How an agent's run begins and ends: one per host, and all of its tasks or none."""
+
+import asyncio
+import os
+import signal
+import stat
+from pathlib import Path
+
+import pytest
+from virtual_time import run, settle
+
+from weavenet.agent.run import _lock_run_dir, _until_signal
+from weavenet.errors import ConfigError, StoreError
+
+
+def test_a_run_directory_serves_one_agent_at_a_time(tmp_path: Path) -> None:
+    run_dir = tmp_path / "deep" / "run"
+    with _lock_run_dir(run_dir):
+        assert stat.S_IMODE(run_dir.stat().st_mode) == 0o700
+        with (
+            pytest.raises(ConfigError, match=rf"already running with --run-dir {run_dir}; stop it first"),
+            _lock_run_dir(run_dir),
+        ):
+            pass
+    with _lock_run_dir(run_dir):
+        pass
+
+
+def test_a_run_directory_that_cannot_be_made_is_an_error_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(ConfigError, match=rf"cannot use --run-dir {tmp_path}/file/run: Not a directory"),
+        _lock_run_dir(tmp_path / "file" / "run"),
+    ):
+        pass
+
+
+class Works:
+    """Tasks that run for ever and write down how they ended."""
+
+    def __init__(self) -> None:
+        self.ended: list[str] = []
+
+    async def endless(self, name: str) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.ended.append(f"{name} cancelled")
+            raise
+
+    async def failing(self, error: Exception) -> None:
+        await settle()
+        raise error
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_all_tasks_and_the_run_in_order(number: signal.Signals) -> None:
+    async def scenario() -> None:
+        works = Works()
+        ending = asyncio.create_task(_until_signal([works.endless("a"), works.endless("b")]))
+        await settle()
+        os.kill(os.getpid(), number)
+        await ending
+        assert works.ended == ["a cancelled", "b cancelled"]
+
+    before = signal.getsignal(number)
+    run(scenario())
+    assert signal.getsignal(number) == before, "and signals are handled as before"
+
+
+def test_a_task_that_fails_ends_all_and_its_error_is_the_runs() -> None:
+    async def scenario() -> None:
+        works = Works()
+        with pytest.raises(StoreError, match="no space left"):
+            await _until_signal([works.endless("a"), works.failing(StoreError("no space left")), works.endless("b")])
+        assert sorted(works.ended) == ["a cancelled", "b cancelled"]
+
+    run(scenario())
