@@ -70,6 +70,7 @@ class AgentConfig:
     bpf_object: Path
     host_root: Path
     status_address: str
+    metrics_address: str
     http_address: str
     log_level: str
 
@@ -157,6 +158,7 @@ class Flags:
     bpf_object: Path
     host_root: Path
     status_addr: str
+    metrics_addr: str
     http_addr: str
     log_level: str
     peers: tuple[str, ...]
@@ -193,6 +195,7 @@ def build_config(flags: Flags) -> AgentConfig:
         bpf_object=flags.bpf_object.absolute(),
         host_root=flags.host_root,
         status_address=flags.status_addr,
+        metrics_address=flags.metrics_addr,
         http_address=flags.http_addr,
         log_level=flags.log_level,
     )

@@ -4,7 +4,6 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 
 from weavenet.agent.addresses import EXPOSED
 from weavenet.agent.loop import NodeLoop
@@ -18,8 +17,7 @@ from weavenet.linux.datapath import FastDatapath
 from weavenet.linux.fastdp import MacEntry
 from weavenet.node import report as r
 from weavenet.node.status import ipam_report, link_reports, router_report
-
-VERSION = version("weavenet")
+from weavenet.version import VERSION
 
 
 @dataclass(frozen=True, slots=True)
