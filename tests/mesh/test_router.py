@@ -3,13 +3,14 @@
 import json
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
 import pytest
+from msgspec.structs import replace
 
 from weavenet.address import Address, Cidr, Endpoint
 from weavenet.effects import (
@@ -764,8 +765,7 @@ def test_our_changes_are_told_a_second_after_the_first_of_them() -> None:
     assert stranger.outputs[-1] == RoutesChanged()
     world.now_s = start_s + 0.95
     stranger.take(a.mesh.overlay_established(stranger.number, world.now))
-    # Whoever is at the other end hears at once that the connection works: its routes over it depend on that.
-    ((_, update),) = stranger.heard()
+    ((_, update),) = stranger.heard()  # at once, as its routes over the connection depend on that
     assert [(peer.name, peer.version) for peer in decode_update(update.data)] == [(A, 2)]
     world.now_s = start_s + 1.0
     assert a.mesh.next_deadline() == world.now_s

@@ -6,8 +6,9 @@ A pattern is a path of which segments in braces stand for anything, as in `/ip/{
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from urllib.parse import parse_qs, unquote
+
+import msgspec
 
 from weavenet.api.schema import PLAIN_TEXT
 from weavenet.drivers.http import Application, Request, Response
@@ -23,8 +24,7 @@ class NotThereError(Exception):
     """What a path stands for is off, which is shown as if there were no such path."""
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """A request, taken apart."""
 
     parts: Mapping[str, str]  # what stood where a pattern has braces
@@ -36,8 +36,7 @@ class Call:
 Handler = Callable[[Call], Awaitable[Response]]
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(msgspec.Struct, frozen=True):
     """Who answers what."""
 
     method: str

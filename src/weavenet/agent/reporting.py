@@ -2,8 +2,9 @@
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime
+
+import msgspec
 
 from weavenet.agent.addresses import EXPOSED
 from weavenet.agent.loop import NodeLoop
@@ -20,8 +21,7 @@ from weavenet.node.status import ipam_report, link_reports, router_report
 from weavenet.version import VERSION
 
 
-@dataclass(frozen=True, slots=True)
-class _Observed:
+class _Observed(msgspec.Struct, frozen=True):
     network: HostNetwork
     macs: list[MacEntry]
     counters: dict[str, int]

@@ -6,7 +6,7 @@ otherwise. A client that closes its connection cancels its request, so that a wa
 
 The protocol itself is h11's, which touches no socket: here are the sockets, the limits and the timeouts. What breaks
 the protocol or a limit is answered if that is still possible, and costs its sender the connection. Source: RFC 9112;
-docs/adr/0009-http-server-on-h11.md.
+docs/adr/0009-an-agent-that-starts-fast.md.
 """
 
 import asyncio
@@ -15,10 +15,10 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import h11
+import msgspec
 
 from weavenet.errors import ConfigError
 
@@ -37,8 +37,7 @@ _PORT_MAX = 65535
 _TOO_LARGE, _TOO_SLOW, _BAD_REQUEST = 413, 408, 400
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """What a client wants. Header names are in lower case; a repeated header counts by its last value."""
 
     method: str
@@ -47,8 +46,7 @@ class Request:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(msgspec.Struct, frozen=True):
     """What it gets. Without a content type there is no such header."""
 
     status: int

@@ -15,10 +15,11 @@ All opened maps are pinned. With the agent gone, the device keeps the programs a
 import struct
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from typing import Self
+
+import msgspec
 
 import weavenet.dataplane
 from weavenet.address import Address
@@ -72,8 +73,7 @@ class Counter(IntEnum):
     DROP_COPY = 16
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class MacEntry:
+class MacEntry(msgspec.Struct, frozen=True, order=True):
     """Where a MAC address was last seen."""
 
     mac: MacAddress

@@ -10,7 +10,8 @@ belongs to a bridge's port (rtnl_newlink_create in net/core/rtnetlink.c). Hence 
 
 import errno
 import struct
-from dataclasses import dataclass
+
+import msgspec
 
 from weavenet.dataplane.model import MacAddress, mac_from_bytes, mac_to_bytes
 from weavenet.errors import KernelError
@@ -47,8 +48,7 @@ _RTEXT_FILTER_SKIP_STATS = 8  # two thirds of an answer would be counters
 _ABSENT = frozenset({errno.ENODEV})
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(msgspec.Struct, frozen=True):
     """A device."""
 
     index: int
@@ -165,8 +165,7 @@ def create_vxlan(name: str, port: int, mtu: int) -> Request:
     return Request(f"create VXLAN device {name} on UDP port {port}", Kind.NEWLINK, body, NEW)
 
 
-@dataclass(frozen=True, slots=True)
-class VethEnd:
+class VethEnd(msgspec.Struct, frozen=True):
     """One end of a veth pair that is to be made."""
 
     name: str

@@ -21,9 +21,11 @@ docs/protocol.md, "Connection maker", and Weave's mesh connection_maker.go.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from enum import Enum
 from functools import lru_cache
+
+import msgspec
+from msgspec.structs import replace
 
 from weavenet.address import Endpoint
 from weavenet.effects import Entropy, Now
@@ -53,16 +55,14 @@ class TargetState(Enum):
     SUSPENDED = "suspended"
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(msgspec.Struct, frozen=True):
     """A direct target: the text as the user gave it, and where it is. Port 0: they gave none."""
 
     text: str
     endpoint: Endpoint
 
 
-@dataclass(frozen=True, slots=True)
-class TargetStatus:
+class TargetStatus(msgspec.Struct, frozen=True):
     """What a user sees of a target."""
 
     endpoint: Endpoint
@@ -71,16 +71,14 @@ class TargetStatus:
     retry_wall_s: float | None  # when the next attempt is due; None: never, until a user asks for it
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(msgspec.Struct, frozen=True):
     """An address to dial now, and whether somebody who introduces himself there may be unknown so far."""
 
     endpoint: Endpoint
     direct: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Connected:
+class Connected(msgspec.Struct, frozen=True):
     """A connection that has been added, as far as it matters here."""
 
     name: PeerName
@@ -88,8 +86,7 @@ class Connected:
     outbound: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
+class _Target(msgspec.Struct, frozen=True):
     state: TargetState
     due: Now | None
     interval_s: float

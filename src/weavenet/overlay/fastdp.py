@@ -12,8 +12,9 @@ Heartbeats that match no connection are remembered for a moment, few of them: he
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from weavenet.address import Address, Endpoint
 from weavenet.codec.vxlan import split_vni
@@ -57,15 +58,13 @@ class PeerDirectory(ShortIDs, Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class _EarlyHeartbeat:
+class _EarlyHeartbeat(msgspec.Struct, frozen=True):
     vni: int
     remote: Address
     arrived_s: float
 
 
-@dataclass(slots=True)
-class _Connection:
+class _Connection(msgspec.Struct):
     number: ConnectionNumber
     remote_name: PeerName
     remote_text: str
