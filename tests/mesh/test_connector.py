@@ -20,7 +20,7 @@ INTERVALS_S = json.loads((Path(__file__).parents[1] / "vectors" / "mesh_topology
 US, B, C = PeerName(1), PeerName(2), PeerName(3)
 PEERS: Mapping[PeerName, Peer] = {US: Peer(US)}
 ADDRESS = Endpoint.parse("10.0.0.2:6783")
-QUICK_S = [0.1, 0.2, 0.4, 0.8, 1.6]
+QUICK_S = [0.1 * 1.5**count for count in range(8)]
 
 
 class Fixed:

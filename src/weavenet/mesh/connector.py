@@ -35,9 +35,8 @@ from weavenet.mesh.records import Peer
 
 INTERVAL_FIRST_S = 2.0
 INTERVAL_GROWTH = 1.5
-# Five tries in the first three seconds, for a direct target that does not answer; from there on as everybody else.
+# Eight tries in the first five seconds, for a direct target that does not answer; from there on as everybody else.
 INTERVAL_QUICK_S = 0.1
-INTERVAL_QUICK_GROWTH = 2.0
 INTERVAL_MAX_S = 360.0
 # A connection that ended this long after the time it was due at was a good one.
 RESET_AFTER_S = 60.0
@@ -193,9 +192,8 @@ class Connector:
     def _later(self, target: _Target, now: Now) -> _Target:
         delay_s = target.interval_s / 2 + self._entropy.fraction() * target.interval_s
         due = Now(now.monotonic_s + delay_s, now.wall_s + delay_s)
-        if target.interval_s < INTERVAL_FIRST_S:
-            return replace(target, due=due, interval_s=min(target.interval_s * INTERVAL_QUICK_GROWTH, INTERVAL_FIRST_S))
-        return replace(target, due=due, interval_s=min(target.interval_s * INTERVAL_GROWTH, INTERVAL_MAX_S))
+        limit_s = INTERVAL_FIRST_S if target.interval_s < INTERVAL_FIRST_S else INTERVAL_MAX_S
+        return replace(target, due=due, interval_s=min(target.interval_s * INTERVAL_GROWTH, limit_s))
 
     def _first_interval_s(self, endpoint: Endpoint) -> float:
         is_direct = any(endpoint == self._complete(direct) for direct in self._direct.values())
