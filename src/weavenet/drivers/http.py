@@ -35,6 +35,19 @@ _CHUNK_BYTES = 64 << 10
 _PORT_MAX = 65535
 
 _TOO_LARGE, _TOO_SLOW, _BAD_REQUEST = 413, 408, 400
+_REASONS = {  # what people and simple scripts look for; any other status is its number
+    200: "OK",
+    204: "No Content",
+    400: "Bad Request",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    408: "Request Timeout",
+    413: "Content Too Large",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+    501: "Not Implemented",
+    503: "Service Unavailable",
+}
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -156,6 +169,7 @@ class _Connection:
         self._application = application
         self._reader = reader
         self._writer = writer
+        writer.transport.set_write_buffer_limits(high=0)  # so that drain waits until all is sent
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEADERS_MAX_BYTES)
         self._has_body = True  # whether an answer's body is sent: not to HEAD
         self.is_busy = False
@@ -268,7 +282,8 @@ class _Connection:
             headers.append(("Content-Type", response.content_type))
         if response.status != 204:
             headers.append(("Content-Length", str(len(response.body))))
-        self._write(h11.Response(status_code=response.status, headers=headers))
+        reason = _REASONS.get(response.status, "")
+        self._write(h11.Response(status_code=response.status, reason=reason.encode(), headers=headers))
         if response.body and self._has_body:
             self._write(h11.Data(data=response.body))
         self._write(h11.EndOfMessage())
@@ -288,6 +303,8 @@ class _Connection:
         if self._http.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
             return
         await self._send(Response(status, f"{text}\n".encode(), "text/plain; charset=utf-8"))
+        if self._writer.transport.is_closing():
+            return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LINGER_TIMEOUT_S):
                 self._writer.write_eof()
