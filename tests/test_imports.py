@@ -16,7 +16,7 @@ def test_imports_go_down_the_layers() -> None:
 def test_importing_the_command_line_brings_in_neither_the_agent_nor_a_protocol() -> None:
     # `weave status` is run by hand and by probes; what it imports is what it costs.
     heavy = (
-        "aiohttp",
+        "http.client",
         "nacl",
         "pyroute2",
         "uvloop",

@@ -19,8 +19,7 @@ SAYS_NOTHING = re.compile(r"(^|_)(utils?|commons?|helpers?|managers?|misc)(_|$)"
 # Around a request and around a task: there an error of any kind becomes an answer, or the end of it all.
 BROAD_EXCEPT_ALLOWED = {
     "agent/main.py",
-    "agent/api.py",
-    "drivers/http.py",
+    "agent/dispatch.py",
     "drivers/cni.py",
     "linux/netns.py",  # carries the error to the thread that asked
 }

@@ -6,8 +6,9 @@ is what an IPv6 version would change.
 """
 
 import ipaddress
-from dataclasses import dataclass
 from typing import NewType, Self
+
+import msgspec
 
 from weavenet.errors import AddressError, SubnetError
 
@@ -51,8 +52,7 @@ def address_from_bytes(raw: bytes) -> Address:
     return Address(int.from_bytes(raw, "big"))
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Range:
+class Range(msgspec.Struct, frozen=True, order=True):
     """The addresses from `start` up to, and without, `end`."""
 
     start: Address
@@ -107,8 +107,7 @@ class Range:
         return best
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Cidr:
+class Cidr(msgspec.Struct, frozen=True, order=True):
     """An address with a prefix length. As a subnet its host bits are zero; as an interface address they need not be."""
 
     address: Address
@@ -158,8 +157,7 @@ class Cidr:
         return f"{format_address(self.address)}/{self.prefix_length}"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Endpoint:
+class Endpoint(msgspec.Struct, frozen=True, order=True):
     """Where a socket is: an IPv4 address and a port."""
 
     address: Address

@@ -5,9 +5,10 @@ the order of one outbox, so `Persist` before `SendTcp` *is* the durability rule.
 routes each to the core that needs it (node/node.py), and effects of that core take the signal's place in the order.
 """
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import NewType, Protocol
+
+import msgspec
 
 from weavenet.address import Cidr, Endpoint
 from weavenet.identity import ConnectionUID, PeerName
@@ -19,8 +20,7 @@ ConnectionNumber = NewType("ConnectionNumber", int)
 RequestNumber = NewType("RequestNumber", int)
 
 
-@dataclass(frozen=True, slots=True)
-class Now:
+class Now(msgspec.Struct, frozen=True):
     """The time at which an input arrived: monotonic for intervals, wall clock only for what people or peers read."""
 
     monotonic_s: float
@@ -63,31 +63,27 @@ class GossipKind(Enum):
 # --- effects: what the shell does, in order ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Dial:
+class Dial(msgspec.Struct, frozen=True):
     """Open a TCP connection; answered by an opened or a failed input for the same number."""
 
     connection: ConnectionNumber
     remote: Endpoint
 
 
-@dataclass(frozen=True, slots=True)
-class SendTcp:
+class SendTcp(msgspec.Struct, frozen=True):
     """Write bytes to a connection; writing to one that has closed is not an error."""
 
     connection: ConnectionNumber
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class CloseTcp:
+class CloseTcp(msgspec.Struct, frozen=True):
     """Close a connection, at once (RST) and without a further input about it. Unknown numbers are fine."""
 
     connection: ConnectionNumber
 
 
-@dataclass(frozen=True, slots=True)
-class SendSpecialFrame:
+class SendSpecialFrame(msgspec.Struct, frozen=True):
     """Send a frame that is not pod traffic (a fastdp heartbeat: both MACs zero) through the VXLAN device."""
 
     remote: Endpoint
@@ -95,8 +91,7 @@ class SendSpecialFrame:
     frame: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class SendSleeveFrame:
+class SendSleeveFrame(msgspec.Struct, frozen=True):
     """Send a frame that is not pod traffic (both MACs zero) to a connection's peer by sleeve."""
 
     connection: ConnectionNumber
@@ -104,16 +99,14 @@ class SendSleeveFrame:
     dont_fragment: bool
 
 
-@dataclass(frozen=True, slots=True)
-class PutValue:
+class PutValue(msgspec.Struct, frozen=True):
     """Store a value under a key: `peername`, `ring`, `targets`."""
 
     key: str
     value: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class PutAllocation:
+class PutAllocation(msgspec.Struct, frozen=True):
     """Store that an identifier (a container) holds an address."""
 
     ident: str
@@ -121,68 +114,58 @@ class PutAllocation:
     is_container: bool
 
 
-@dataclass(frozen=True, slots=True)
-class DropAllocation:
+class DropAllocation(msgspec.Struct, frozen=True):
     """Forget that an identifier holds an address."""
 
     ident: str
     address: Cidr
 
 
-@dataclass(frozen=True, slots=True)
-class ClearStore:
+class ClearStore(msgspec.Struct, frozen=True):
     """Forget every value and allocation: the data are of another peer or another range."""
 
 
 StoreChange = PutValue | PutAllocation | DropAllocation | ClearStore
 
 
-@dataclass(frozen=True, slots=True)
-class Persist:
+class Persist(msgspec.Struct, frozen=True):
     """Make changes durable, as one transaction, before any later effect is performed. Failing is fatal."""
 
     changes: tuple[StoreChange, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Reconcile:
+class Reconcile(msgspec.Struct, frozen=True):
     """Something about the wanted state of the kernel may have changed: look again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(msgspec.Struct, frozen=True):
     """Something worth telling an operator. The text carries no time and no level."""
 
     level: Level
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Granted:
+class Granted(msgspec.Struct, frozen=True):
     """The outcome of a request for addresses."""
 
     addresses: tuple[Cidr, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(msgspec.Struct, frozen=True):
     """The outcome of a request that has nothing to report."""
 
 
-@dataclass(frozen=True, slots=True)
-class TookOver:
+class TookOver(msgspec.Struct, frozen=True):
     """The outcome of taking over a dead peer's ranges: how many addresses became ours."""
 
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class Cancelled:
+class Cancelled(msgspec.Struct, frozen=True):
     """The outcome of a request that was given up, by its caller or by our shutting down."""
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(msgspec.Struct, frozen=True):
     """The outcome of a request that cannot be served; the text is for the user."""
 
     reason: str
@@ -191,8 +174,7 @@ class Refused:
 Outcome = Granted | Done | TookOver | Cancelled | Refused
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """Answer a waiting request."""
 
     request: RequestNumber
@@ -205,8 +187,7 @@ Effect = Dial | SendTcp | CloseTcp | SendSpecialFrame | SendSleeveFrame | Persis
 # --- signals: what one core tells another, through the node -----------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class GossipArrived:
+class GossipArrived(msgspec.Struct, frozen=True):
     """Mesh: a message for a registered channel came. Its owner may relay it, or refuse it and so close the connection.
 
     For NEIGHBOUR gossip `source` is the immediate sender, for the others the origin.
@@ -219,8 +200,7 @@ class GossipArrived:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionAdded:
+class ConnectionAdded(msgspec.Struct, frozen=True):
     """Mesh: a connection finished its introduction and is in the topology; overlays may start talking."""
 
     connection: ConnectionNumber
@@ -233,16 +213,14 @@ class ConnectionAdded:
     overlays: tuple[str, ...] | None  # the remote's, in its order; None: it never sent the feature
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionGone:
+class ConnectionGone(msgspec.Struct, frozen=True):
     """Mesh: a connection that had been added is no more."""
 
     connection: ConnectionNumber
     remote_name: PeerName
 
 
-@dataclass(frozen=True, slots=True)
-class OverlayControlArrived:
+class OverlayControlArrived(msgspec.Struct, frozen=True):
     """Mesh: the overlay payload of a tag 7 message: index byte, overlay tag byte, rest.
 
     `bare`: it came as a message of the overlay's own tag, from a peer that never named overlays.
@@ -253,35 +231,30 @@ class OverlayControlArrived:
     bare: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class PeersRemoved:
+class PeersRemoved(msgspec.Struct, frozen=True):
     """Mesh: these peers can no longer be reached in any way and were forgotten."""
 
     names: tuple[PeerName, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class RoutesChanged:
+class RoutesChanged(msgspec.Struct, frozen=True):
     """Mesh: routes were recalculated, or short IDs moved; what the data plane knows may be stale."""
 
 
-@dataclass(frozen=True, slots=True)
-class OverlayEstablished:
+class OverlayEstablished(msgspec.Struct, frozen=True):
     """Overlay: packets flow both ways; the connection counts as established."""
 
     connection: ConnectionNumber
 
 
-@dataclass(frozen=True, slots=True)
-class OverlayFailed:
+class OverlayFailed(msgspec.Struct, frozen=True):
     """Overlay: nothing works over this connection; it must end."""
 
     connection: ConnectionNumber
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class SendOverlayControl:
+class SendOverlayControl(msgspec.Struct, frozen=True):
     """Overlay: send a tag 7 message with this payload (index byte, overlay tag byte, rest).
 
     `bare`: the peer never named overlays, so the overlay tag is that of the message, and there is no index.
@@ -292,13 +265,11 @@ class SendOverlayControl:
     bare: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class LinksChanged:
+class LinksChanged(msgspec.Struct, frozen=True):
     """Overlay: the set of usable links, or the overlay one uses, changed."""
 
 
-@dataclass(frozen=True, slots=True)
-class SendUnicast:
+class SendUnicast(msgspec.Struct, frozen=True):
     """IPAM: send a message to one peer by way of the mesh."""
 
     channel: str
@@ -306,8 +277,7 @@ class SendUnicast:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class SendBroadcast:
+class SendBroadcast(msgspec.Struct, frozen=True):
     """IPAM: tell every peer the channel's latest state, encoded when it is really sent."""
 
     channel: str

@@ -1,6 +1,7 @@
 """The HTTP layer against recorded requests: given what the cores would say, the reply must be Weave's to the byte."""
 
 import asyncio
+import http.client
 import json
 import logging
 import os
@@ -10,17 +11,15 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import aiohttp
 import pytest
-from aiohttp import web
 
 from weavenet.address import Address, Cidr
-from weavenet.agent.api import make_control_application, make_status_application
+from weavenet.agent.api import make_control_application, make_metrics_application, make_status_application
 from weavenet.api.client import Client
 from weavenet.api.schema import decode_report
-from weavenet.drivers.http import HttpListener, parse_listen_address
+from weavenet.drivers.http import Application, HttpListener
 from weavenet.effects import Cancelled, Done, Granted, Outcome, Refused, TookOver
-from weavenet.errors import AgentAwayError, ApiStatusError, ConfigError, IpamError
+from weavenet.errors import AgentAwayError, ApiStatusError, IpamError
 from weavenet.node.report import Attachment, Report, Weavenet
 
 TESTS = Path(__file__).parents[1]
@@ -114,20 +113,26 @@ async def ask(
     *,
     form: Sequence[str] = (),
     accept: str = "",
-    make: Callable[[FakeControl, logging.Logger], web.Application] = make_control_application,
+    make: Callable[[FakeControl, logging.Logger], Application] = make_control_application,
 ) -> Reply:
     listener = HttpListener(make(control, LOG))
     port = await listener.listen_tcp("127.0.0.1:0")
     headers = {"Accept": accept, "Content-Type": "application/x-www-form-urlencoded"}
     body = "&".join(re.sub(r"[^\w=.]", lambda found: f"%{ord(found[0]):02x}", one) for one in form)
     try:
-        async with (
-            aiohttp.ClientSession() as session,
-            session.request(method, f"http://127.0.0.1:{port}{target}", data=body or None, headers=headers) as response,
-        ):
-            return Reply(response.status, response.headers.get("Content-Type", ""), await response.text())
+        return await asyncio.to_thread(_exchange, port, method, target, body, headers)
     finally:
         await listener.close()
+
+
+def _exchange(port: int, method: str, target: str, body: str, headers: dict[str, str]) -> Reply:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request(method, target, body=body or None, headers=headers)
+        response = connection.getresponse()
+        return Reply(response.status, response.headers.get("Content-Type", ""), response.read().decode())
+    finally:
+        connection.close()
 
 
 def run(coroutine: Awaitable[Reply]) -> Reply:
@@ -281,6 +286,31 @@ def test_the_status_listener_shows_and_does_nothing(target: str) -> None:
     assert control.asked == []
 
 
+@pytest.mark.parametrize("target", ["/status", "/report", "/connect", "/ip/c1"])
+def test_the_metrics_listener_has_metrics_and_nothing_else(target: str) -> None:
+    assert run(ask(FakeControl(), "GET", target, make=make_metrics_application)).status == 404
+    reply = run(ask(FakeControl(), "GET", "/metrics", make=make_metrics_application))
+    assert (reply.status, reply.content_type) == (200, "text/plain; version=0.0.4; charset=utf-8")
+    assert "\nweave_connections{" in reply.body
+    assert run(ask(FakeControl(), "POST", "/metrics", make=make_metrics_application)) == Reply(405, "", "")
+
+
+@pytest.mark.parametrize("target", ["/", "/nonsense", "/status/", "/ip/", "/ip/c1/10.32.0.1/12/x", "//status", "*"])
+def test_an_unknown_path_is_not_there(target: str) -> None:
+    reply = run(ask(FakeControl(), "GET", target))
+
+    assert reply == Reply(404, "text/plain; charset=utf-8", "404 page not found\n")
+
+
+def test_more_parameters_than_anybody_has_peers_are_refused() -> None:
+    control = FakeControl()
+
+    reply = run(ask(control, "POST", "/connect", form=["peer=a"] * 1001))
+
+    assert (reply.status, reply.body) == (400, "too many parameters: at most 1000\n")
+    assert control.asked == []
+
+
 def test_a_part_that_is_not_ready_shows_as_503_with_the_same_text() -> None:
     unready = Report(
         ready=False, version="1", version_check=REPORT.version_check, router=REPORT.router, ipam=REPORT.ipam
@@ -429,29 +459,3 @@ def test_the_client_says_where_nobody_answers_and_what_to_do(tmp_path: Path) -> 
 
     assert not never.value.was_there
     assert ended.value.was_there
-
-
-@pytest.mark.parametrize(
-    ("text", "where"),
-    [("127.0.0.1:6782", ("127.0.0.1", 6782)), (":6782", ("", 6782)), ("0.0.0.0:0", ("0.0.0.0", 0))],
-)
-def test_a_listen_address_is_a_host_and_a_port(text: str, where: tuple[str, int]) -> None:
-    assert parse_listen_address(text) == where
-
-
-@pytest.mark.parametrize("text", ["", "6782", "127.0.0.1", "127.0.0.1:", "127.0.0.1:70000", "127.0.0.1:x"])
-def test_anything_else_is_no_listen_address(text: str) -> None:
-    with pytest.raises(ConfigError, match="cannot listen at"):
-        parse_listen_address(text)
-
-
-def test_a_place_that_cannot_be_taken_is_a_configuration_error(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        listener = HttpListener(make_status_application(FakeControl(), LOG))
-        with pytest.raises(ConfigError, match="Unable to create http listener socket"):
-            await listener.listen(str(tmp_path / "nowhere" / "weave.sock"))
-        with pytest.raises(ConfigError, match="Unable to create http listener socket"):
-            await listener.listen("192.0.2.1:6782")
-        await listener.close()
-
-    asyncio.run(scenario())

@@ -1,9 +1,9 @@
 """The gob codec against what Go's own encoder and decoder do (vectors), and against hostile bytes."""
 
 import json
-from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -65,7 +65,7 @@ def schema_of(described: object) -> Schema:
         key, value = described["map"]
         return map_of(schema_of(key), schema_of(value), described["name"])
     fields = [(name, kind) for name, kind in described["fields"] if not is_foreign(kind)]
-    cls = make_dataclass(described["struct"], [(name, object) for name, _ in fields], frozen=True)
+    cls = msgspec.defstruct(described["struct"], [(name, object) for name, _ in fields], frozen=True)
     return Struct(
         described["struct"],
         cls,
@@ -82,8 +82,8 @@ def plain(value: object) -> object:
         return [plain(each) for each in value]
     if isinstance(value, dict):
         return sorted(((plain(key), plain(each)) for key, each in value.items()), key=repr)
-    if hasattr(value, "__dataclass_fields__"):
-        return {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    if isinstance(value, msgspec.Struct):
+        return {name: plain(getattr(value, name)) for name in value.__struct_fields__}
     return value
 
 
@@ -229,8 +229,7 @@ def test_every_value_that_go_encodes_can_be_skipped_to_its_last_byte(vector: dic
 # --- what Go's decoder does with odd streams --------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class NarrowRange:
+class NarrowRange(msgspec.Struct, frozen=True):
     start: int
     end: int
 

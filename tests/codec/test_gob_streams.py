@@ -1,7 +1,6 @@
 """Our own schemas through gob: what is left out, what comes back, and streams made to do harm."""
 
-from dataclasses import dataclass, field
-
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,14 +39,12 @@ def value_messages(stream: bytes) -> list[bytes]:
 # --- the rules of leaving out -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Inner:
+class Inner(msgspec.Struct, frozen=True):
     number: int
-    texts: list[str] = field(default_factory=list)
+    texts: list[str] = msgspec.field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Outer:
+class Outer(msgspec.Struct, frozen=True):
     # Not in the order of the wire on purpose.
     pointer: Inner | None
     flag: bool
@@ -178,8 +175,7 @@ def test_elements_are_counted_in_what_is_skipped_too(monkeypatch: pytest.MonkeyP
         Decoder(stream).decode(INNER)
 
 
-@dataclass(frozen=True)
-class OnlyNumber:
+class OnlyNumber(msgspec.Struct, frozen=True):
     number: int
 
 

@@ -1,8 +1,9 @@
 """One allocator with its disk, its mesh and its clock, for the tests of its rules."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pytest
+from msgspec.structs import replace
 
 from weavenet.address import Address, Cidr, parse_subnet
 from weavenet.effects import (

@@ -1,13 +1,13 @@
 """Elections against real ones (vectors), and under every order of messages that hypothesis can think of."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from msgspec.structs import replace
 
 from weavenet.errors import GossipError
 from weavenet.identity import PeerName, PeerUID, format_peer_name, parse_peer_name

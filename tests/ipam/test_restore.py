@@ -1,10 +1,10 @@
 """What a restarted allocator makes of its disk."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from weavenet.address import Address, Cidr, Range, parse_address, parse_subnet
 from weavenet.effects import (

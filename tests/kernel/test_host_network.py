@@ -1,7 +1,6 @@
 """Bringing a host to its wanted state, and out of it again, on the real kernel and on the fake."""
 
-import dataclasses
-
+import msgspec
 import pytest
 
 from weavenet.address import Cidr, Range, parse_address
@@ -96,7 +95,7 @@ def test_another_agent_finds_everything_in_place(host):
     ],
 )
 def test_what_was_changed_by_hand_is_put_right(host, disturbance: Change):
-    settings = dataclasses.replace(SETTINGS, addresses=())
+    settings = msgspec.structs.replace(SETTINGS, addresses=())
     reconcile(host.kernel, settings)
     wanted = host.kernel.observe()
     host.kernel.apply(disturbance)
@@ -189,7 +188,7 @@ def test_a_foreign_device_on_our_port_makes_the_kernel_refuse_ours(host):
 def test_the_bridge_has_exactly_the_addresses_that_were_asked_for(host):
     reconcile(host.kernel, SETTINGS)
     host.kernel.apply(AddAddress("weave", Cidr.parse("10.32.0.9/12")))
-    asked = dataclasses.replace(SETTINGS, addresses=(EXPOSED, Cidr.parse("10.2.0.1/16")))
+    asked = msgspec.structs.replace(SETTINGS, addresses=(EXPOSED, Cidr.parse("10.2.0.1/16")))
     assert [str(change) for change in reconcile(host.kernel, asked)] == [
         "ip address add 10.2.0.1/16 dev weave",
         "ip address add 10.32.0.1/12 dev weave",
@@ -198,7 +197,7 @@ def test_the_bridge_has_exactly_the_addresses_that_were_asked_for(host):
 
 
 def test_without_the_sysctl_the_first_address_of_a_subnet_takes_the_others_with_it(host):
-    reconcile(host.kernel, dataclasses.replace(SETTINGS, addresses=(EXPOSED,)))
+    reconcile(host.kernel, msgspec.structs.replace(SETTINGS, addresses=(EXPOSED,)))
     host.kernel.apply(SetPromoteSecondaries("weave", promote=False))
     host.kernel.apply(AddAddress("weave", Cidr.parse("10.32.0.9/12")))
     host.kernel.apply(AddAddress("weave", Cidr.parse("10.32.0.7/16")))
@@ -209,9 +208,9 @@ def test_without_the_sysctl_the_first_address_of_a_subnet_takes_the_others_with_
 
 
 def test_addresses_are_kept_unless_others_are_asked_for(host):
-    reconcile(host.kernel, dataclasses.replace(SETTINGS, addresses=(EXPOSED,)))
+    reconcile(host.kernel, msgspec.structs.replace(SETTINGS, addresses=(EXPOSED,)))
     assert reconcile(host.kernel, SETTINGS) == ()
-    assert [str(change) for change in reconcile(host.kernel, dataclasses.replace(SETTINGS, addresses=()))] == [
+    assert [str(change) for change in reconcile(host.kernel, msgspec.structs.replace(SETTINGS, addresses=()))] == [
         "ip address delete 10.32.0.1/12 dev weave"
     ]
 
@@ -269,7 +268,7 @@ def test_what_the_kernel_refuses_is_an_error_that_says_what(host, change: Change
     ],
 )
 def test_what_is_so_already_is_not_an_error(host, change: Change):
-    reconcile(host.kernel, dataclasses.replace(SETTINGS, addresses=(EXPOSED,)))
+    reconcile(host.kernel, msgspec.structs.replace(SETTINGS, addresses=(EXPOSED,)))
     before = host.kernel.observe()
     host.kernel.apply(change)
     assert host.kernel.observe() == before
@@ -287,7 +286,7 @@ def test_every_change_is_hinted_at(host):
 
 
 def test_routes_that_lead_elsewhere_are_found(host):
-    reconcile(host.kernel, dataclasses.replace(SETTINGS, addresses=(EXPOSED,)))
+    reconcile(host.kernel, msgspec.structs.replace(SETTINGS, addresses=(EXPOSED,)))
     host.add_device("other", "bridge")
     host.kernel.apply(AddAddress("other", Cidr.parse("10.40.0.1/16")))
     host.kernel.apply(SetUp("other", up=True))
@@ -299,7 +298,7 @@ def test_routes_that_lead_elsewhere_are_found(host):
 
 
 def test_the_plan_after_a_plan_is_empty_without_reconciling(host):
-    settings = dataclasses.replace(SETTINGS, addresses=(EXPOSED,))
+    settings = msgspec.structs.replace(SETTINGS, addresses=(EXPOSED,))
     actual = host.kernel.observe()
     for change in plan(actual, desired_network(settings, actual)):
         host.kernel.apply(change)

@@ -1,11 +1,11 @@
 """Connecting pods to the bridge and taking them off again, on the real kernel and on the fake."""
 
-import dataclasses
 import os
 import socket
 import struct
 import threading
 
+import msgspec
 import pytest
 
 from weavenet.address import Cidr, parse_address
@@ -48,7 +48,7 @@ def link_for(netns: int, container_id: str = CONTAINER, **changes) -> PodLink:
         mtu=1376,
         hairpin=True,
     )
-    return dataclasses.replace(link, **changes)
+    return msgspec.structs.replace(link, **changes)
 
 
 @pytest.fixture

@@ -4,12 +4,12 @@ import ctypes
 import json
 import socket
 import struct
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from weavenet.address import parse_address
 from weavenet.linux.special import HEAD_BYTES, SpecialFrame, decode_special, filter_program

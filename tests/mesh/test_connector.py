@@ -20,6 +20,7 @@ INTERVALS_S = json.loads((Path(__file__).parents[1] / "vectors" / "mesh_topology
 US, B, C = PeerName(1), PeerName(2), PeerName(3)
 PEERS: Mapping[PeerName, Peer] = {US: Peer(US)}
 ADDRESS = Endpoint.parse("10.0.0.2:6783")
+QUICK_S = [0.1 * 1.5**count for count in range(8)]
 
 
 class Fixed:
@@ -71,6 +72,16 @@ def mesh(*links: tuple[PeerName, PeerName, str, bool]) -> dict[PeerName, Peer]:
     return {name: Peer(name, connections=MappingProxyType(each)) for name, each in peers.items()}
 
 
+def fail_quickly(connector: Connector) -> float:
+    """Get the quick tries over with; return when the next one is due."""
+    due = 0.0
+    for _ in QUICK_S:
+        dialled(connector, due)
+        connector.failed(ADDRESS, "refused", at(due))
+        due = connector.next_deadline() or 0.0
+    return due
+
+
 # --- direct targets ---------------------------------------------------------------------------------------------------
 
 
@@ -89,10 +100,50 @@ def test_a_target_with_a_port_is_dialled_there() -> None:
     assert dialled(connector, 0) == ["10.0.0.2:7000"]
 
 
-def test_intervals_grow_by_half_to_six_minutes_as_in_the_reference() -> None:
+def test_a_named_address_is_tried_quickly_at_first_for_hosts_that_start_together() -> None:
     connector = make()
     add(connector, "10.0.0.2")
     now = 0.0
+    for interval_s in [*QUICK_S, *INTERVALS_S[:2]]:
+        assert dialled(connector, now) == ["10.0.0.2:6783"]
+        connector.failed(ADDRESS, "refused", at(now))
+        due = connector.next_deadline()
+        assert due == pytest.approx(now + interval_s)
+        assert due is not None
+        now = due
+
+
+def test_an_address_learnt_from_others_is_tried_no_faster_than_in_the_reference() -> None:
+    connector = make()
+    peers = mesh((B, C, "10.0.0.2:6783", True))
+    assert dialled(connector, 0, peers=peers) == ["10.0.0.2:6783"]
+    connector.failed(ADDRESS, "refused", at(0))
+    assert connector.next_deadline() == INTERVALS_S[0]
+
+
+def test_where_somebody_answers_there_is_no_hurry() -> None:
+    connector = make()
+    add(connector, "10.0.0.2")
+    dialled(connector, 0)
+    connector.ended(ADDRESS, "a wrong password", at(0), hopeless=False)
+    assert connector.next_deadline() == INTERVALS_S[0]
+
+
+def test_after_a_good_connection_its_address_is_tried_quickly_again() -> None:
+    connector = make()
+    add(connector, "10.0.0.2")
+    dialled(connector, 0)
+    connector.connected(ADDRESS)
+    connector.ended(ADDRESS, "EOF", at(61), hopeless=False)
+    assert dialled(connector, 61) == ["10.0.0.2:6783"]
+    connector.failed(ADDRESS, "refused", at(61))
+    assert connector.next_deadline() == pytest.approx(61 + QUICK_S[0])
+
+
+def test_intervals_grow_by_half_to_six_minutes_as_in_the_reference() -> None:
+    connector = make()
+    add(connector, "10.0.0.2")
+    now = fail_quickly(connector)
     intervals: list[float] = []
     for _ in INTERVALS_S:
         assert dialled(connector, now) == ["10.0.0.2:6783"]
@@ -107,10 +158,10 @@ def test_intervals_grow_by_half_to_six_minutes_as_in_the_reference() -> None:
 @pytest.mark.parametrize(("fraction", "delay_s"), [(0.0, 1.0), (0.25, 1.5), (0.999999, 2.999998)])
 def test_the_time_to_the_next_try_is_uniform_around_the_interval(fraction: float, delay_s: float) -> None:
     entropy = Fixed()
-    entropy.value = fraction
     connector = make(entropy=entropy)
     add(connector, "10.0.0.2")
-    dialled(connector, 0)
+    dialled(connector, fail_quickly(connector))
+    entropy.value = fraction
     connector.failed(ADDRESS, "refused", at(10))
     assert connector.next_deadline() == pytest.approx(10 + delay_s)
     (status,) = connector.status()
@@ -123,8 +174,8 @@ def test_a_waiting_target_is_dialled_when_its_time_comes_and_not_before() -> Non
     add(connector, "10.0.0.2")
     dialled(connector, 0)
     connector.failed(ADDRESS, "refused", at(0))
-    assert dialled(connector, 1.99) == []
-    assert dialled(connector, 2.0) == ["10.0.0.2:6783"]
+    assert dialled(connector, 0.09) == []
+    assert dialled(connector, 0.1) == ["10.0.0.2:6783"]
 
 
 def test_asking_again_makes_a_waiting_target_due_and_resets_its_interval() -> None:
@@ -136,7 +187,7 @@ def test_asking_again_makes_a_waiting_target_due_and_resets_its_interval() -> No
     add(connector, "10.0.0.2", now=201)
     assert dialled(connector, 201) == ["10.0.0.2:6783"]
     connector.failed(ADDRESS, "refused", at(201))
-    assert connector.next_deadline() == 203
+    assert connector.next_deadline() == pytest.approx(201 + QUICK_S[0])
 
 
 def test_a_connection_that_lasted_a_minute_is_retried_at_once() -> None:

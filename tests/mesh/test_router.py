@@ -3,13 +3,14 @@
 import json
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
 import pytest
+from msgspec.structs import replace
 
 from weavenet.address import Address, Cidr, Endpoint
 from weavenet.effects import (
@@ -578,6 +579,21 @@ def test_a_connection_counts_for_overlay_routes_once_both_ends_say_it_works() ->
     assert a.of(RoutesChanged)
 
 
+def test_packets_are_routed_over_a_connection_a_moment_after_both_ends_found_that_it_works() -> None:
+    world = World()
+    hosts = [world.host(name) for name in (A, B, C)]
+    for host in hosts[1:]:
+        world.connect(host, hosts[0])
+    world.run(5)
+    newcomer = world.host(D)
+    world.connect(newcomer, hosts[0])
+    world.run(0.3)  # Weave's newcomer waits for the second after which its neighbours tell what has changed
+    for host in (*hosts, newcomer):
+        assert all(each.established for each in host.mesh.connections())
+        assert sorted(host.mesh.routes.unicast) == [A, B, C, D]
+        assert host.mesh.broadcast_row(D) == ((A, B, C) if host is newcomer else ())
+
+
 def test_a_failed_overlay_ends_the_connection_which_is_then_tried_again() -> None:
     world = World()
     a, b = world.host(A), world.host(B)
@@ -749,10 +765,12 @@ def test_our_changes_are_told_a_second_after_the_first_of_them() -> None:
     assert stranger.outputs[-1] == RoutesChanged()
     world.now_s = start_s + 0.95
     stranger.take(a.mesh.overlay_established(stranger.number, world.now))
+    ((_, update),) = stranger.heard()  # at once, as its routes over the connection depend on that
+    assert [(peer.name, peer.version) for peer in decode_update(update.data)] == [(A, 2)]
     world.now_s = start_s + 1.0
     assert a.mesh.next_deadline() == world.now_s
     stranger.timer()
-    # The routes are stale again, so it waits for them.
+    # The routes are stale again, so everybody else waits for them.
     assert stranger.heard() == []
     world.now_s = a.mesh.next_deadline() or 0.0
     assert world.now_s == pytest.approx(start_s + 1.05)

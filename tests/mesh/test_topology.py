@@ -1,11 +1,11 @@
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from types import MappingProxyType
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -225,22 +225,19 @@ def test_bytes_that_are_no_update_are_refused_and_nothing_worse(noise: bytes, pl
         topology.encode(frozenset(topology))
 
 
-@dataclass(frozen=True)
-class Summary:
+class Summary(msgspec.Struct, frozen=True):
     name: bytes
     short_id: int
     has_short_id: bool
     nickname: str
 
 
-@dataclass(frozen=True)
-class OldSummary:
+class OldSummary(msgspec.Struct, frozen=True):
     name: bytes
     version: int
 
 
-@dataclass(frozen=True)
-class Link:
+class Link(msgspec.Struct, frozen=True):
     name: bytes
     address: str
 

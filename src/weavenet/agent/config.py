@@ -2,8 +2,9 @@
 
 import os
 import socket
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from weavenet.address import Cidr, parse_subnet
 from weavenet.errors import AddressError, ConfigError
@@ -37,8 +38,7 @@ class Password:
         return "<redacted>"
 
 
-@dataclass(frozen=True, slots=True)
-class IpamOptions:
+class IpamOptions(msgspec.Struct, frozen=True):
     """The addresses to share."""
 
     universe: Cidr
@@ -46,8 +46,7 @@ class IpamOptions:
     mode: InitMode
 
 
-@dataclass(frozen=True, slots=True)
-class AgentConfig:
+class AgentConfig(msgspec.Struct, frozen=True):
     """One agent, as asked for."""
 
     name: PeerName | None
@@ -70,6 +69,7 @@ class AgentConfig:
     bpf_object: Path
     host_root: Path
     status_address: str
+    metrics_address: str
     http_address: str
     log_level: str
 
@@ -131,8 +131,7 @@ def parse_trusted_subnets(text: str) -> tuple[Cidr, ...]:
         raise ConfigError(f"--trusted-subnets: {error}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class Flags:
+class Flags(msgspec.Struct, frozen=True):
     """The command line, as parsed but not yet checked; names are those of the flags."""
 
     name: str
@@ -158,6 +157,7 @@ class Flags:
     bpf_object: Path
     host_root: Path
     status_addr: str
+    metrics_addr: str
     http_addr: str
     log_level: str
     peers: tuple[str, ...]
@@ -194,6 +194,7 @@ def build_config(flags: Flags) -> AgentConfig:
         bpf_object=flags.bpf_object.absolute(),
         host_root=flags.host_root,
         status_address=flags.status_addr,
+        metrics_address=flags.metrics_addr,
         http_address=flags.http_addr,
         log_level=flags.log_level,
     )

@@ -1,8 +1,9 @@
 """What the control API can ask of this agent, answered by its node loop and its kernel thread."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
+
+import msgspec
 
 from weavenet.address import Address, Cidr
 from weavenet.agent.loop import NodeLoop
@@ -16,8 +17,7 @@ WAIT_S = 24 * 3600.0
 ANSWER_S = 30.0
 
 
-@dataclass(slots=True)
-class _Calls:
+class _Calls(msgspec.Struct):
     """Calls for an address that are under way for one identifier, all of which get the same one."""
 
     before: frozenset[Cidr]  # what it held when the first of them came

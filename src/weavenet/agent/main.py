@@ -5,7 +5,6 @@ The flags are Weave's where Weave has them (docs/protocol.md, "Router daemon"); 
 """
 
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,13 @@ from weavenet.agent.run import reset_host, run_agent
 from weavenet.agent.sleeve import fork_forwarder
 from weavenet.errors import WeavenetError
 from weavenet.overlay.forwarding import SLEEVE
+from weavenet.version import VERSION
 
 EXIT_FAILED = 1
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(version("weavenet"), prog_name="weave", message="%(prog)s %(version)s")
+@click.version_option(VERSION, prog_name="weave", message="%(prog)s %(version)s")
 @click.option("--name", default="", help="Peer name, six hex groups. Default: the bridge's MAC, or the machine's ids.")
 @click.option("--nickname", default=c.default_nickname, help="What this peer calls itself. Default: the host name.")
 @click.option("--host", default="", help="Local address to listen on and dial from. Default: all.")
@@ -49,6 +49,7 @@ EXIT_FAILED = 1
 @click.option("--bpf-object", type=click.Path(path_type=Path), default=c.DEFAULT_BPF_OBJECT, show_default=True)
 @click.option("--host-root", type=click.Path(path_type=Path), default=Path("/"), help="Where the host's files are.")
 @click.option("--status-addr", default="", help="Serve status and metrics over TCP here, as in 127.0.0.1:6782.")
+@click.option("--metrics-addr", default="", help="Serve metrics, and nothing else, over TCP here.")
 @click.option("--http-addr", default="", help="Serve the whole control API over TCP here: whoever reaches it rules.")
 @click.option("--log-level", type=click.Choice(LEVEL_NAMES), default="info", show_default=True)
 @click.option("--reset", is_flag=True, help="Remove all that is ours from this host's kernel and disk, and exit.")
@@ -61,7 +62,7 @@ def main(*, reset: bool, **given: Any) -> None:  # type: ignore[explicit-any]  #
         if reset:
             reset_host(config, log)
         else:
-            log.info("weave  %s", version("weavenet"))
+            log.info("weave  %s", VERSION)
             forwarder = fork_forwarder() if SLEEVE in config.overlays else None
             uvloop.run(run_agent(config, log, forwarder))
     except WeavenetError as error:

@@ -12,7 +12,8 @@ import contextlib
 import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from weavenet.address import Cidr
 from weavenet.dataplane.desired import HostSettings

@@ -2,9 +2,9 @@
 
 import asyncio
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+
+import msgspec
 
 from weavenet.agent.loop import NodeLoop
 from weavenet.agent.reconcile import Reconciler
@@ -17,12 +17,10 @@ from weavenet.linux.datapath import FastDatapath
 from weavenet.linux.fastdp import MacEntry
 from weavenet.node import report as r
 from weavenet.node.status import attachment_reports, ipam_report, link_reports, router_report
+from weavenet.version import VERSION
 
-VERSION = version("weavenet")
 
-
-@dataclass(frozen=True, slots=True)
-class _Observed:
+class _Observed(msgspec.Struct, frozen=True):
     network: HostNetwork
     macs: list[MacEntry]
     counters: dict[str, int]

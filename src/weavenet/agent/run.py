@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from weavenet.agent.addresses import NodeAddresses
-from weavenet.agent.api import make_control_application, make_status_application
+from weavenet.agent.api import make_control_application, make_metrics_application, make_status_application
 from weavenet.agent.attach import CniVerbs, KernelPods
 from weavenet.agent.config import AgentConfig
 from weavenet.agent.control import AgentControl
@@ -177,6 +177,9 @@ class _Agent:
         if config.status_address:
             listeners.append(HttpListener(make_status_application(control, log)))
             await listeners[-1].listen(config.status_address)
+        if config.metrics_address:
+            listeners.append(HttpListener(make_metrics_application(control, log)))
+            await listeners[-1].listen(config.metrics_address)
         log.info("Listening for control requests at %s, for CNI at %s", config.control_socket, config.cni_socket)
         try:
             await _until_signal(

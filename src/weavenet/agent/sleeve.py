@@ -15,7 +15,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import msgspec
 
@@ -32,8 +31,7 @@ RESTART_S = (0.1, 10.0)
 CONTROL_TIMEOUT_S = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class ForwarderProcess:
+class ForwarderProcess(msgspec.Struct, frozen=True):
     """A running forwarder, which waits for its descriptors."""
 
     control: socket.socket

@@ -1,14 +1,16 @@
 """The other end of the control API: one request, one answer, over the agent's Unix socket.
 
-Standard library only, and little of it, since every `weave` command waits for these imports.
+Every `weave` command waits for what is imported here, so it is little: h11 takes half of what the standard library's
+http.client does, which brings in TLS and the parser for e-mail.
 """
 
-import http.client
 import os
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote, urlencode
+
+import h11
 
 from weavenet.api.visible import visible
 from weavenet.errors import AgentAwayError, ApiError, ApiStatusError
@@ -18,6 +20,7 @@ DEFAULT_SOCKET = "/run/weavenet/weave.sock"
 ANSWER_TIMEOUT_S = 30.0
 ANSWER_MAX_BYTES = 256 << 20
 
+_CHUNK_BYTES = 256 << 10
 _SUCCESSES = range(200, 300)
 
 
@@ -27,17 +30,6 @@ class Answer:
 
     status: int
     body: str
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str, timeout_s: float | None) -> None:
-        super().__init__("weavenet", timeout=timeout_s)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
 
 
 def default_socket() -> str:
@@ -87,17 +79,18 @@ class Client:
         timeout_s: float | None = ANSWER_TIMEOUT_S,
     ) -> Answer:
         """Send one request and return whatever is answered; `timeout_s` None waits for ever. Raises ApiError."""
-        headers = {"Connection": "close"}
+        body = urlencode(form).encode() if form else b""
+        headers = [("Host", "weavenet"), ("Connection", "close"), ("Content-Length", str(len(body)))]
         if accept:
-            headers["Accept"] = accept
-        body = urlencode(form) if form else None
-        if body is not None:
-            headers["Content-Type"] = "application/x-www-form-urlencoded"
-        connection = _UnixConnection(self._path, timeout_s)
+            headers.append(("Accept", accept))
+        if body:
+            headers.append(("Content-Type", "application/x-www-form-urlencoded"))
+        request = h11.Request(method=method, target=path, headers=headers)
         try:
-            connection.request(method, path, body=body, headers=headers)
-            response = connection.getresponse()
-            raw = response.read(ANSWER_MAX_BYTES)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                connection.settimeout(timeout_s)
+                connection.connect(self._path)
+                return _exchange(connection, request, body)
         except FileNotFoundError as error:
             raise AgentAwayError(
                 f"weave is not running on this host (no socket at {self._path}): start it with `weaver`, "
@@ -114,9 +107,25 @@ class Client:
             raise ApiError(f"permission denied for {self._path}: weave must be run as 'root'") from error
         except TimeoutError as error:
             raise ApiError(f"weave did not answer {method} {path} within {timeout_s:.0f} s") from error
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, h11.RemoteProtocolError) as error:
             raise ApiError(f"the connection to weave at {self._path} failed: {error}") from error
-        finally:
-            connection.close()
-        # A template's output is not made safe by the agent, since not only terminals read it.
-        return Answer(response.status, visible(raw.decode(errors="replace"), keep="\n\t"))
+
+
+def _exchange(connection: socket.socket, request: h11.Request, body: bytes) -> Answer:
+    http = h11.Connection(h11.CLIENT)
+    connection.sendall(b"".join(http.send(part) or b"" for part in (request, h11.Data(data=body), h11.EndOfMessage())))
+    status = 0
+    answer = bytearray()
+    while True:
+        event = http.next_event()
+        if event is h11.NEED_DATA:
+            http.receive_data(connection.recv(_CHUNK_BYTES))
+        elif isinstance(event, h11.Response):
+            status = event.status_code
+        elif isinstance(event, h11.Data):
+            answer += event.data
+            if len(answer) > ANSWER_MAX_BYTES:
+                raise ApiError(f"the answer is longer than {ANSWER_MAX_BYTES} bytes")
+        elif isinstance(event, h11.EndOfMessage):
+            # A template's output is not made safe by the agent, since not only terminals read it.
+            return Answer(status, visible(answer.decode(errors="replace"), keep="\n\t"))

@@ -16,7 +16,6 @@ prog/weaver/http.go.
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import assert_never
 
 import msgspec
@@ -50,20 +49,17 @@ class TemplateExecutionError(InputError):
     """A template that the data do not fit."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Literal:
+class _Literal(msgspec.Struct, frozen=True):
     value: Value
 
 
-@dataclass(frozen=True, slots=True)
-class _Path:
+class _Path(msgspec.Struct, frozen=True):
     from_root: bool
     names: tuple[str, ...]
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
+class _Call(msgspec.Struct, frozen=True):
     function: str
     arguments: tuple["_Expression", ...]
 
@@ -71,18 +67,15 @@ class _Call:
 _Expression = _Literal | _Path | _Call
 
 
-@dataclass(frozen=True, slots=True)
-class _Text:
+class _Text(msgspec.Struct, frozen=True):
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Print:
+class _Print(msgspec.Struct, frozen=True):
     expression: _Expression
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
+class _Block(msgspec.Struct, frozen=True):
     keyword: str  # range, if, with
     expression: _Expression
     body: tuple["_Node", ...]

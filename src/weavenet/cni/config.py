@@ -9,7 +9,6 @@ that plugin, and is not looked at.
 """
 
 import re
-from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
@@ -31,8 +30,7 @@ INTERFACE_NAME_MAX = 15
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class IpamConfig:
+class IpamConfig(msgspec.Struct, frozen=True):
     """The `ipam` section; without a subnet the node's default one is used."""
 
     subnet: Cidr | None = None
@@ -40,8 +38,7 @@ class IpamConfig:
     routes: tuple[Route, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class NetworkConfig:
+class NetworkConfig(msgspec.Struct, frozen=True):
     """What the network configuration says, checked. An MTU of None is the bridge's."""
 
     network: str = DEFAULT_NETWORK

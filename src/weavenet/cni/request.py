@@ -15,7 +15,6 @@ given, since an error would only make the runtime call it again with the same in
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
 from typing import Self
 
@@ -52,8 +51,7 @@ class Plugin(Enum):
     IPAM = "weave-ipam"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Attachment:
+class Attachment(msgspec.Struct, frozen=True, order=True):
     """One interface of one container in one network."""
 
     container_id: str
@@ -78,8 +76,7 @@ class Attachment:
                 return None
 
 
-@dataclass(frozen=True, slots=True)
-class Sandbox:
+class Sandbox(msgspec.Struct, frozen=True):
     """The pod's network namespace as the shim found it: an open descriptor, or why there is none.
 
     The descriptor belongs to the driver, which closes it when the call is answered.
@@ -91,8 +88,7 @@ class Sandbox:
     is_hosts_own: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Pod:
+class Pod(msgspec.Struct, frozen=True):
     """Which pod the container is of, from CNI_ARGS; blank outside Kubernetes. For logs only."""
 
     namespace: str = ""
@@ -105,8 +101,7 @@ class Pod:
 # --- the calls --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Add:
+class Add(msgspec.Struct, frozen=True):
     """Connect a container. `previous` is what earlier plugins of the chain made."""
 
     plugin: Plugin
@@ -118,8 +113,7 @@ class Add:
     pod: Pod
 
 
-@dataclass(frozen=True, slots=True)
-class Del:
+class Del(msgspec.Struct, frozen=True):
     """Disconnect a container. The configuration is not needed for it, and may have been unreadable."""
 
     plugin: Plugin
@@ -129,8 +123,7 @@ class Del:
     complaint: str  # what was wrong with the configuration, for the log; blank for nothing
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(msgspec.Struct, frozen=True):
     """Say whether all is still as ADD left it. `previous` is the whole chain's result."""
 
     plugin: Plugin
@@ -141,8 +134,7 @@ class Check:
     previous: PreviousResult
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(msgspec.Struct, frozen=True):
     """Say whether an ADD would succeed now."""
 
     plugin: Plugin
@@ -150,8 +142,7 @@ class Status:
     config: NetworkConfig
 
 
-@dataclass(frozen=True, slots=True)
-class Gc:
+class Gc(msgspec.Struct, frozen=True):
     """Free what attachments of the network hold that are not in the list."""
 
     plugin: Plugin
@@ -160,8 +151,7 @@ class Gc:
     valid: frozenset[Attachment]
 
 
-@dataclass(frozen=True, slots=True)
-class Version:
+class Version(msgspec.Struct, frozen=True):
     """Say which versions of the specification are served. The shim answers this itself."""
 
 

@@ -15,8 +15,6 @@ A *previous result* comes back to us in the configuration (`prevResult`): of the
 the whole chain for CHECK. Other plugins wrote into it, so addresses in it stay text until one of ours is looked for.
 """
 
-from dataclasses import dataclass
-
 import msgspec
 
 from weavenet.address import Address, Cidr, format_address
@@ -26,8 +24,7 @@ from weavenet.errors import AddressError, CniError
 _INDENT = 4  # as Weave and the Go plugins print it
 
 
-@dataclass(frozen=True, slots=True)
-class Interface:
+class Interface(msgspec.Struct, frozen=True):
     """A network device of the attachment; `sandbox` is the CNI_NETNS it is in, blank for the host's end."""
 
     name: str
@@ -36,8 +33,7 @@ class Interface:
     sandbox: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class AssignedAddress:
+class AssignedAddress(msgspec.Struct, frozen=True):
     """An address; `interface` is the index into the result's interfaces, None from an IPAM plugin."""
 
     address: Cidr
@@ -45,8 +41,7 @@ class AssignedAddress:
     interface: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(msgspec.Struct, frozen=True):
     """A route in the pod; without a gateway it is on-link."""
 
     destination: Cidr
@@ -65,8 +60,7 @@ class Dns(msgspec.Struct, frozen=True, omit_defaults=True):
 NO_DNS = Dns()
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(msgspec.Struct, frozen=True):
     """What an ADD made."""
 
     addresses: tuple[AssignedAddress, ...]

@@ -13,11 +13,12 @@ is an observer and an empty one is an elector. Python has no nil map, hence `opt
 Source: docs/protocol.md, "The gob subset"; Go's encoding/gob, compatibleType in decode.go and encode.go's ops.
 """
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Generic, TypeVar, cast
+
+import msgspec
 
 from weavenet.codec.cursor import Cursor
 from weavenet.codec.gob_wire import (
@@ -247,21 +248,21 @@ class Field:
     __slots__ = ("attribute", "schema", "wire_name")
 
     def __init__(self, wire_name: str, attribute: str, schema: Schema[T]) -> None:
-        """Forget the schema's type, which the dataclass repeats; mypy cannot compare the two."""
+        """Forget the schema's type, which the Python class repeats; mypy cannot compare the two."""
         self.wire_name = wire_name
         self.attribute = attribute
         self.schema = cast("Schema[object]", schema)
 
 
 class Struct(Schema[T]):
-    """A Go struct as a dataclass. The order of fields is the order on the wire; the dataclass may have its own."""
+    """A Go struct as a msgspec one. The order of fields is the order on the wire; the class may have its own."""
 
     is_struct = True
 
     def __init__(self, name: str, cls: type[T], fields: Sequence[Field]) -> None:
-        """Pair the fields with the dataclass: every attribute of its constructor is named exactly once."""
-        assert dataclasses.is_dataclass(cls)
-        attributes = [field.name for field in dataclasses.fields(cls) if field.init]
+        """Pair the fields with the class: every attribute of its constructor is named exactly once."""
+        assert issubclass(cls, msgspec.Struct)
+        attributes = list(cls.__struct_fields__)
         assert sorted(attributes) == sorted(field.attribute for field in fields), f"{cls}: the fields do not match"
         self.name = name
         self._make = cast("Callable[[*tuple[object, ...]], T]", cls)

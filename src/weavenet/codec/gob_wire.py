@@ -15,7 +15,8 @@ subset", and Go's encoding/gob/doc.go.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from weavenet.codec.cursor import Cursor
 from weavenet.errors import GobError
@@ -110,38 +111,33 @@ def read_field_numbers(cursor: Cursor) -> Iterator[int]:
         yield number
 
 
-@dataclass(frozen=True, slots=True)
-class WireArray:
+class WireArray(msgspec.Struct, frozen=True):
     """A remote type: a fixed number of elements. Weave has none; known only so that it can be skipped."""
 
     element: int
 
 
-@dataclass(frozen=True, slots=True)
-class WireSlice:
+class WireSlice(msgspec.Struct, frozen=True):
     """A remote type: any number of elements."""
 
     element: int
 
 
-@dataclass(frozen=True, slots=True)
-class WireMap:
+class WireMap(msgspec.Struct, frozen=True):
     """A remote type: keys and values."""
 
     key: int
     value: int
 
 
-@dataclass(frozen=True, slots=True)
-class WireStruct:
+class WireStruct(msgspec.Struct, frozen=True):
     """A remote type: fields by number, each with its name and type id."""
 
     name: str
     fields: tuple[tuple[str, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class WireOpaque:
+class WireOpaque(msgspec.Struct, frozen=True):
     """A remote type that encodes itself: a length and bytes. Weave has none."""
 
 

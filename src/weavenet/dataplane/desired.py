@@ -5,7 +5,8 @@ made once, by a CNI ADD, and the alias of its veth says how it should be ever af
 addresses the bridge has (`weave expose` put them there, and they outlive the agent).
 """
 
-from dataclasses import dataclass, replace
+import msgspec
+from msgspec.structs import replace
 
 from weavenet.address import Cidr
 from weavenet.dataplane.model import (
@@ -22,8 +23,7 @@ DEFAULT_VXLAN_PORT = 6784
 DEFAULT_MTU = 1376  # Weave's: 1460, the smallest known cloud underlay, less 50 for VXLAN and 34 for ESP
 
 
-@dataclass(frozen=True, slots=True)
-class HostSettings:
+class HostSettings(msgspec.Struct, frozen=True):
     """What can be chosen about the host's network."""
 
     mac: MacAddress  # of the bridge; bridge_mac() makes it from the peer name

@@ -20,8 +20,9 @@ An alias can be set at any time, survives a renaming, and is limited to 255 byte
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import NewType
+
+import msgspec
 
 from weavenet.address import Address, Cidr, Range
 from weavenet.identity import NAME_BYTES, PeerName, peer_name_to_bytes
@@ -66,8 +67,7 @@ def bridge_mac(name: PeerName) -> MacAddress:
 # --- the host ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class NeighbourTimes:
+class NeighbourTimes(msgspec.Struct, frozen=True):
     """How soon an ARP entry is doubted, and how it is then asked after (arp(7))."""
 
     base_reachable_ms: int
@@ -86,8 +86,7 @@ KERNEL_NEIGHBOUR_TIMES = NeighbourTimes(30_000, 5, 3)  # net/ipv4/arp.c, arp_tbl
 OUR_NEIGHBOUR_TIMES = NeighbourTimes(5_000, 2, 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Programs:
+class Programs(msgspec.Struct, frozen=True):
     """Which tc programs are on the VXLAN device: the tag (a hash of the instructions) of either, blank for none."""
 
     ingress: str
@@ -100,8 +99,7 @@ class Programs:
 NO_PROGRAMS = Programs("", "")
 
 
-@dataclass(frozen=True, slots=True)
-class Bridge:
+class Bridge(msgspec.Struct, frozen=True):
     """The bridge that pods and the overlay are plugged into."""
 
     name: str
@@ -118,8 +116,7 @@ class Bridge:
     addresses: tuple[Cidr, ...] = ()  # ascending; IPv4 only
 
 
-@dataclass(frozen=True, slots=True)
-class Vxlan:
+class Vxlan(msgspec.Struct, frozen=True):
     """The VXLAN device. In `external` mode each packet brings its own VNI and remote, from the tc programs."""
 
     name: str
@@ -134,16 +131,14 @@ class Vxlan:
     programs: Programs
 
 
-@dataclass(frozen=True, slots=True)
-class Stranger:
+class Stranger(msgspec.Struct, frozen=True):
     """A device that has one of our names, but is of another kind."""
 
     name: str
     kind: str
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class PodPort:
+class PodPort(msgspec.Struct, frozen=True, order=True):
     """The host's end of a pod's veth pair."""
 
     name: str
@@ -156,8 +151,7 @@ class PodPort:
     mac: MacAddress | None = None  # of the other end; None where it was not asked for, or is just going away
 
 
-@dataclass(frozen=True, slots=True)
-class HostNetwork:
+class HostNetwork(msgspec.Struct, frozen=True):
     """All that is ours, or in our way, in the host's network namespace."""
 
     bridge: Bridge | Stranger | None = None
@@ -168,8 +162,7 @@ class HostNetwork:
 NOTHING = HostNetwork()
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class HostRoute:
+class HostRoute(msgspec.Struct, frozen=True, order=True):
     """A route of the host's main table."""
 
     destination: Cidr
@@ -191,16 +184,14 @@ def overlapping_routes(routes: Iterable[HostRoute], wanted: Range, bridge: str) 
 # --- pods -------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class PodRoute:
+class PodRoute(msgspec.Struct, frozen=True):
     """A route in a pod; without a gateway it is on-link."""
 
     destination: Cidr
     gateway: Address | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class PodLink:
+class PodLink(msgspec.Struct, frozen=True):
     """A pod's connection to the bridge, as wanted."""
 
     container_id: str
@@ -214,8 +205,7 @@ class PodLink:
     mac: MacAddress | None = None  # None: drawn at random
 
 
-@dataclass(frozen=True, slots=True)
-class PodInterface:
+class PodInterface(msgspec.Struct, frozen=True):
     """A pod's interface, as it is; what CNI answers and checks."""
 
     ifname: str

@@ -16,7 +16,7 @@ refused with the attribute that differs, as flannel does, and the kernel is left
 Pods are not created by a plan: that takes their network namespace, which only a CNI request brings along (kernel.py).
 """
 
-from dataclasses import dataclass
+import msgspec
 
 from weavenet.address import Cidr
 from weavenet.dataplane.model import (
@@ -41,8 +41,7 @@ def _switch(*, on: bool) -> str:
     return "on" if on else "off"
 
 
-@dataclass(frozen=True, slots=True)
-class CreateBridge:
+class CreateBridge(msgspec.Struct, frozen=True):
     """Make the bridge, down, without spanning tree, marked as ours."""
 
     name: str
@@ -53,8 +52,7 @@ class CreateBridge:
         return f"ip link add {self.name} address {format_mac(self.mac)} mtu {self.mtu} type bridge stp_state 0"
 
 
-@dataclass(frozen=True, slots=True)
-class CreateVxlan:
+class CreateVxlan(msgspec.Struct, frozen=True):
     """Make the VXLAN device, down, marked as ours, and without an IPv6 address of its own."""
 
     name: str
@@ -65,8 +63,7 @@ class CreateVxlan:
         return f"ip link add {self.name} mtu {self.mtu} type vxlan external dstport {self.port} nolearning"
 
 
-@dataclass(frozen=True, slots=True)
-class DeleteDevice:
+class DeleteDevice(msgspec.Struct, frozen=True):
     """Remove a device; for a host end, the pod's end goes with it. Absent is fine."""
 
     name: str
@@ -75,8 +72,7 @@ class DeleteDevice:
         return f"ip link delete {self.name}"
 
 
-@dataclass(frozen=True, slots=True)
-class MarkOurs:
+class MarkOurs(msgspec.Struct, frozen=True):
     """Give an adopted device our alias."""
 
     name: str
@@ -85,8 +81,7 @@ class MarkOurs:
         return f"ip link set {self.name} alias weavenet"
 
 
-@dataclass(frozen=True, slots=True)
-class SetMac:
+class SetMac(msgspec.Struct, frozen=True):
     """Set a device's MAC address."""
 
     name: str
@@ -96,8 +91,7 @@ class SetMac:
         return f"ip link set {self.name} address {format_mac(self.mac)}"
 
 
-@dataclass(frozen=True, slots=True)
-class SetMtu:
+class SetMtu(msgspec.Struct, frozen=True):
     """Set a device's MTU."""
 
     name: str
@@ -107,8 +101,7 @@ class SetMtu:
         return f"ip link set {self.name} mtu {self.mtu}"
 
 
-@dataclass(frozen=True, slots=True)
-class SetUp:
+class SetUp(msgspec.Struct, frozen=True):
     """Switch a device on or off."""
 
     name: str
@@ -118,8 +111,7 @@ class SetUp:
         return f"ip link set {self.name} {'up' if self.up else 'down'}"
 
 
-@dataclass(frozen=True, slots=True)
-class SetMaster:
+class SetMaster(msgspec.Struct, frozen=True):
     """Make a device a port of a bridge, or of none (blank)."""
 
     name: str
@@ -129,8 +121,7 @@ class SetMaster:
         return f"ip link set {self.name} master {self.master}" if self.master else f"ip link set {self.name} nomaster"
 
 
-@dataclass(frozen=True, slots=True)
-class SetHairpin:
+class SetHairpin(msgspec.Struct, frozen=True):
     """Allow, or not, that a port of the bridge gets back what it sent."""
 
     name: str
@@ -140,8 +131,7 @@ class SetHairpin:
         return f"ip link set {self.name} type bridge_slave hairpin {_switch(on=self.hairpin)}"
 
 
-@dataclass(frozen=True, slots=True)
-class SetStp:
+class SetStp(msgspec.Struct, frozen=True):
     """Switch a bridge's spanning tree protocol."""
 
     name: str
@@ -151,8 +141,7 @@ class SetStp:
         return f"ip link set {self.name} type bridge stp_state {int(self.stp)}"
 
 
-@dataclass(frozen=True, slots=True)
-class SetLearning:
+class SetLearning(msgspec.Struct, frozen=True):
     """Switch a VXLAN device's own learning of remotes."""
 
     name: str
@@ -162,8 +151,7 @@ class SetLearning:
         return f"ip link set {self.name} type vxlan {'' if self.learning else 'no'}learning"
 
 
-@dataclass(frozen=True, slots=True)
-class SetIpv6LinkLocal:
+class SetIpv6LinkLocal(msgspec.Struct, frozen=True):
     """Switch whether the kernel gives a device an IPv6 link-local address when it comes up."""
 
     name: str
@@ -173,8 +161,7 @@ class SetIpv6LinkLocal:
         return f"ip link set {self.name} addrgenmode {'eui64' if self.enabled else 'none'}"
 
 
-@dataclass(frozen=True, slots=True)
-class SetAcceptRa:
+class SetAcceptRa(msgspec.Struct, frozen=True):
     """Switch whether IPv6 router advertisements are obeyed on a device."""
 
     name: str
@@ -184,8 +171,7 @@ class SetAcceptRa:
         return f"sysctl net.ipv6.conf.{self.name}.accept_ra={int(self.accept)}"
 
 
-@dataclass(frozen=True, slots=True)
-class SetPromoteSecondaries:
+class SetPromoteSecondaries(msgspec.Struct, frozen=True):
     """Switch whether a device keeps its other addresses in a subnet when it loses the first."""
 
     name: str
@@ -195,8 +181,7 @@ class SetPromoteSecondaries:
         return f"sysctl net.ipv4.conf.{self.name}.promote_secondaries={int(self.promote)}"
 
 
-@dataclass(frozen=True, slots=True)
-class SetNeighbourTimes:
+class SetNeighbourTimes(msgspec.Struct, frozen=True):
     """Set the pace of a device's ARP entries."""
 
     name: str
@@ -206,8 +191,7 @@ class SetNeighbourTimes:
         return f"sysctl net.ipv4.neigh.{self.name}: {self.neighbours}"
 
 
-@dataclass(frozen=True, slots=True)
-class AddAddress:
+class AddAddress(msgspec.Struct, frozen=True):
     """Give a device an address."""
 
     name: str
@@ -217,8 +201,7 @@ class AddAddress:
         return f"ip address add {self.address} dev {self.name}"
 
 
-@dataclass(frozen=True, slots=True)
-class RemoveAddress:
+class RemoveAddress(msgspec.Struct, frozen=True):
     """Take an address from a device."""
 
     name: str
@@ -228,8 +211,7 @@ class RemoveAddress:
         return f"ip address delete {self.address} dev {self.name}"
 
 
-@dataclass(frozen=True, slots=True)
-class AttachPrograms:
+class AttachPrograms(msgspec.Struct, frozen=True):
     """Put our tc programs on the VXLAN device, in place of older ones of ours."""
 
     name: str

@@ -24,9 +24,10 @@ import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+import msgspec
 
 from weavenet.cni.codes import Code
 from weavenet.cni.request import CniCall, Sandbox, Version, parse_call, version_for_error
@@ -56,8 +57,7 @@ _PEER_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 CniHandler = Callable[[CniCall], Awaitable[bytes]]
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """What a shim sent, taken apart but not understood. `netns` is an open descriptor, for the receiver to close."""
 
     name: str

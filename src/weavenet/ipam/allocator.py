@@ -20,7 +20,8 @@ containers that die, is not here: Kubernetes says so itself.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from weavenet.address import Address, Cidr, Range, format_address
 from weavenet.effects import (
@@ -54,8 +55,7 @@ RETRY_S = 5.0
 _NOT_STORED = -1
 
 
-@dataclass(frozen=True, slots=True)
-class IpamConfig:
+class IpamConfig(msgspec.Struct, frozen=True):
     """Who we are, and what is to be shared out. Raises ConfigError if that cannot be done."""
 
     name: PeerName

@@ -5,8 +5,9 @@ one transaction, and then everything to be said.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Protocol
+
+import msgspec
 
 from weavenet.address import Cidr
 from weavenet.effects import (
@@ -89,8 +90,7 @@ class Outbox:
         return outputs
 
 
-@dataclass(slots=True)
-class Books:
+class Books(msgspec.Struct):
     """The state that requests, gossip and elections share."""
 
     name: PeerName
@@ -98,9 +98,9 @@ class Books:
     directory: PeerDirectory
     entropy: Entropy
     nicknames: dict[PeerName, str]  # ours included
-    space: Space = field(default_factory=Space)
-    holdings: Holdings = field(default_factory=Holdings)
-    outbox: Outbox = field(default_factory=Outbox)
+    space: Space = msgspec.field(default_factory=Space)
+    holdings: Holdings = msgspec.field(default_factory=Holdings)
+    outbox: Outbox = msgspec.field(default_factory=Outbox)
 
     def manages(self, address: Cidr) -> bool:
         """Say whether an address is of the universe; others are only written down."""

@@ -4,7 +4,7 @@ An identifier (a container, `weave:expose` for the host itself) may hold many ad
 both ways, so that no question needs a search. What changes is reported as the store's own words, one row per address.
 """
 
-from dataclasses import dataclass, field
+import msgspec
 
 from weavenet.address import Address, Cidr, Range, format_address
 from weavenet.effects import DropAllocation, PutAllocation
@@ -14,10 +14,9 @@ from weavenet.effects import DropAllocation, PutAllocation
 ANONYMOUS = "_"
 
 
-@dataclass(slots=True)
-class _Held:
+class _Held(msgspec.Struct):
     is_container: bool
-    addresses: list[Cidr] = field(default_factory=list)
+    addresses: list[Cidr] = msgspec.field(default_factory=list)
 
 
 class Holdings:

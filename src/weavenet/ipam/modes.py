@@ -8,7 +8,7 @@
 Source: docs/protocol.md, "Modes"; the texts are Weave's.
 """
 
-from dataclasses import dataclass
+import msgspec
 
 from weavenet.errors import ConfigError, PeerNameError
 from weavenet.identity import PeerName, parse_peer_name
@@ -17,22 +17,19 @@ from weavenet.ipam.ring import normalise_peers
 _PEER_COUNT_DIGITS_MAX = 9
 
 
-@dataclass(frozen=True, slots=True)
-class Consensus:
+class Consensus(msgspec.Struct, frozen=True):
     """Elect the ring, in a cluster of that many peers; None is to be guessed."""
 
     peer_count: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Seed:
+class Seed(msgspec.Struct, frozen=True):
     """Share the range out among these peers, without asking anybody."""
 
     names: tuple[PeerName, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Observer:
+class Observer(msgspec.Struct, frozen=True):
     """Wait for the others' ring."""
 
 

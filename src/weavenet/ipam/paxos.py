@@ -19,7 +19,9 @@ Source: docs/protocol.md, "Paxos"; Weave's ipam/paxos has the reasons for every 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from weavenet.errors import GossipError
 from weavenet.identity import UNKNOWN_PEER, UNKNOWN_UID, PeerName, PeerUID
@@ -29,16 +31,14 @@ ROUND_MAX = 1 << 62
 NODES_MAX = 1 << 16
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class NodeID:
+class NodeID(msgspec.Struct, frozen=True, order=True):
     """A participant: a peer, and which memory of its promises it has."""
 
     name: PeerName
     uid: PeerUID
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class ProposalID:
+class ProposalID(msgspec.Struct, frozen=True, order=True):
     """A proposal's place in the order of all: round, then proposer. Round 0 is no proposal."""
 
     round: int
@@ -49,8 +49,7 @@ NOBODY = NodeID(UNKNOWN_PEER, UNKNOWN_UID)
 NO_PROPOSAL = ProposalID(0, NOBODY)
 
 
-@dataclass(frozen=True, slots=True)
-class AcceptedValue:
+class AcceptedValue(msgspec.Struct, frozen=True):
     """What was accepted, and the proposal in which these names first stood."""
 
     value: Sequence[PeerName]
@@ -60,8 +59,7 @@ class AcceptedValue:
 NO_VALUE = AcceptedValue((), NO_PROPOSAL)
 
 
-@dataclass(frozen=True, slots=True)
-class NodeClaims:
+class NodeClaims(msgspec.Struct, frozen=True):
     """What one participant has promised and accepted."""
 
     promise: ProposalID

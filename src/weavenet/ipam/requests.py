@@ -6,8 +6,9 @@ address before there is a ring is told yes, and the address is claimed when that
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+import msgspec
 
 from weavenet.address import Cidr
 from weavenet.effects import RequestNumber
@@ -16,8 +17,7 @@ from weavenet.effects import RequestNumber
 WAITING_MAX = 10_000
 
 
-@dataclass(slots=True)
-class Allocate:
+class Allocate(msgspec.Struct):
     """Any address of a subnet."""
 
     request: RequestNumber
@@ -26,8 +26,7 @@ class Allocate:
     is_container: bool
 
 
-@dataclass(slots=True)
-class Claim:
+class Claim(msgspec.Struct):
     """This very address."""
 
     request: RequestNumber | None  # None: answered already
@@ -38,8 +37,7 @@ class Claim:
     tries: int = 0
 
 
-@dataclass(slots=True)
-class Prime:
+class Prime(msgspec.Struct):
     """Nothing but that there be a ring."""
 
     request: RequestNumber

@@ -6,7 +6,8 @@ Source: docs/protocol.md, "Start".
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from weavenet.address import Range
 from weavenet.effects import PutAllocation
@@ -20,16 +21,14 @@ KEY_RING = "ring"
 KEY_ELECTION = "paxos"
 
 
-@dataclass(frozen=True, slots=True)
-class StoredState:
+class StoredState(msgspec.Struct, frozen=True):
     """What is on disk, as loaded."""
 
     values: Mapping[str, bytes]
     allocations: tuple[PutAllocation, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Restored:
+class Restored(msgspec.Struct, frozen=True):
     """What of it is of use. Without a ring we start afresh, and `reason` says why."""
 
     ring: RingState | None

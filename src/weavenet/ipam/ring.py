@@ -19,8 +19,10 @@ is Weave's (ipam/ring), the defences at the end of `Ring.merge` are ours.
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from itertools import pairwise
+
+import msgspec
+from msgspec.structs import replace
 
 from weavenet.address import Address, Range, format_address
 from weavenet.effects import Entropy
@@ -36,8 +38,7 @@ RECEIVED_VERSION_MAX = 1 << 31
 ENTRIES_MAX = 1 << 17
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """Who owns the addresses from `token` on, and about how many of them are free."""
 
     token: Address
@@ -46,8 +47,7 @@ class Entry:
     free: int
 
 
-@dataclass(frozen=True, slots=True)
-class RingState:
+class RingState(msgspec.Struct, frozen=True):
     """A ring as it travels and is stored: the universe's bounds, whose copy it is, entries, and the first peers."""
 
     start: Address
@@ -62,8 +62,7 @@ class RingState:
         return Range(self.start, self.end)
 
 
-@dataclass(frozen=True, slots=True)
-class OwnedRange:
+class OwnedRange(msgspec.Struct, frozen=True):
     """A part of the universe and what its entry says; a range that wraps around is two of these."""
 
     range: Range

@@ -1,7 +1,8 @@
 """What there is to know about IPAM, as values; api/text.py words it. Source: docs/protocol.md, "IPAM status"."""
 
-from dataclasses import dataclass
 from enum import Enum
+
+import msgspec
 
 from weavenet.address import Address, Cidr
 from weavenet.identity import PeerName
@@ -18,8 +19,7 @@ class Phase(Enum):
     IDLE = "idle"
 
 
-@dataclass(frozen=True, slots=True)
-class RangeStatus:
+class RangeStatus(msgspec.Struct, frozen=True):
     """One range and its owner; a range that wraps around is two of these."""
 
     token: Address
@@ -30,8 +30,7 @@ class RangeStatus:
     version: int
 
 
-@dataclass(frozen=True, slots=True)
-class ElectionStatus:
+class ElectionStatus(msgspec.Struct, frozen=True):
     """How an election goes. An observer only waits for one: it counts no nodes and has no quorum."""
 
     elector: bool
@@ -39,8 +38,7 @@ class ElectionStatus:
     quorum: int
 
 
-@dataclass(frozen=True, slots=True)
-class IpamStatus:
+class IpamStatus(msgspec.Struct, frozen=True):
     """All of it. `ranges` has our own first, then the others in address order."""
 
     phase: Phase

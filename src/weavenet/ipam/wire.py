@@ -13,9 +13,10 @@ the ring is sent. Source: docs/protocol.md, "IPAM messages" and "The gob subset"
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import TypeVar
+
+import msgspec
 
 from weavenet.address import Range
 from weavenet.codec.gob import (
@@ -48,8 +49,7 @@ class MessageKind(IntEnum):
     SPACE_REQUEST_DENIED = 2
 
 
-@dataclass(frozen=True, slots=True)
-class GossipState:
+class GossipState(msgspec.Struct, frozen=True):
     """All that a peer tells of IPAM. Nobody uses its clock, but old peers decode it."""
 
     now_s: int
@@ -58,22 +58,19 @@ class GossipState:
     ring: RingState | None
 
 
-@dataclass(frozen=True, slots=True)
-class SpaceRequest:
+class SpaceRequest(msgspec.Struct, frozen=True):
     """A peer wants addresses of a range."""
 
     wanted: Range
 
 
-@dataclass(frozen=True, slots=True)
-class RingUpdate:
+class RingUpdate(msgspec.Struct, frozen=True):
     """A peer tells us, and nobody else, its state."""
 
     state: GossipState
 
 
-@dataclass(frozen=True, slots=True)
-class SpaceRequestDenied:
+class SpaceRequestDenied(msgspec.Struct, frozen=True):
     """A peer has nothing free of what we asked for."""
 
     wanted: Range
@@ -82,8 +79,7 @@ class SpaceRequestDenied:
 Unicast = SpaceRequest | RingUpdate | SpaceRequestDenied
 
 
-@dataclass(frozen=True, slots=True)
-class StoredElection:
+class StoredElection(msgspec.Struct, frozen=True):
     """Our part in an election, as stored: under which identity, and everybody's claims. Not known to Weave."""
 
     us: NodeID

@@ -14,6 +14,8 @@ from weavenet.errors import LabError
 from weavenet.lab import agents, demo, hosts
 from weavenet.lab.record import HostRecord, Paths, Record
 
+DEFAULT_LAB = "default"
+
 
 @contextmanager
 def _explained() -> Iterator[None]:
@@ -33,7 +35,9 @@ def _end(number: int, _frame: FrameType | None) -> None:
 
 
 @click.group()
-@click.option("--lab", "name", default="default", show_default=True, help="Name of the lab; several can be up at once.")
+@click.option(
+    "--lab", "name", default=DEFAULT_LAB, show_default=True, help="Name of the lab; several can be up at once."
+)
 @click.pass_context
 def main(context: click.Context, name: str) -> None:
     """Hosts as network namespaces on this machine, an agent on each, pods attached through CNI. Needs root."""
@@ -63,7 +67,7 @@ def up(paths: Paths, host_count: int, pods_per_host: int) -> None:
             lab.down()
             raise
         _show(paths, lab.record)
-        option = "" if paths.name == "default" else f" --lab {paths.name}"
+        option = "" if paths.name == DEFAULT_LAB else f" --lab {paths.name}"
         click.echo(f"Look around: weavenet-lab{option} exec host1 -- weave status    Take it down: make lab-down")
 
 
@@ -102,10 +106,11 @@ def status(paths: Paths) -> None:
 
 
 @main.command("demo")
-def demonstrate() -> None:
-    """Show what weavenet does, in a lab of its own that is taken down at the end."""
+@click.pass_obj
+def demonstrate(paths: Paths) -> None:
+    """Show what weavenet does, in a lab of its own (`demo` unless --lab names it) that is taken down at the end."""
     with _explained():
-        demo.demonstrate(Paths("demo"))
+        demo.demonstrate(Paths("demo") if paths.name == DEFAULT_LAB else paths)
 
 
 @main.command()

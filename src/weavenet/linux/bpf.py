@@ -16,10 +16,11 @@ import errno
 import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import NewType, NoReturn
+
+import msgspec
 
 from weavenet.errors import KernelError
 
@@ -83,8 +84,7 @@ def _pointer(what: str, value: int | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(value)
 
 
-@dataclass(frozen=True, slots=True)
-class MapShape:
+class MapShape(msgspec.Struct, frozen=True):
     """What must agree for a map to be used by another version of a program."""
 
     type: int
@@ -187,8 +187,7 @@ class Map:
         return [(keys[i * wide : (i + 1) * wide], values[i * high : (i + 1) * high]) for i in range(count)]
 
 
-@dataclass(frozen=True, slots=True)
-class Program:
+class Program(msgspec.Struct, frozen=True):
     """One loaded program: its number in this kernel, the hash of its instructions, and the maps it is bound to."""
 
     name: str

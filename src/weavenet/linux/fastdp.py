@@ -15,10 +15,11 @@ With the agent gone, the device keeps the programs and these keep their maps; th
 import struct
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple, Self
+
+import msgspec
 
 import weavenet.dataplane
 from weavenet.address import Address
@@ -74,8 +75,7 @@ class Counter(IntEnum):
     DROP_NO_SLEEVE = 17
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class MacEntry:
+class MacEntry(msgspec.Struct, frozen=True, order=True):
     """Where a MAC address was last seen."""
 
     mac: MacAddress

@@ -10,7 +10,8 @@ belongs to a bridge's port (rtnl_newlink_create in net/core/rtnetlink.c). Hence 
 
 import errno
 import struct
-from dataclasses import dataclass
+
+import msgspec
 
 from weavenet.dataplane.model import MacAddress, mac_from_bytes, mac_to_bytes
 from weavenet.errors import KernelError
@@ -48,8 +49,7 @@ _ABSENT = frozenset({errno.ENODEV})
 _NAMESPACE_OR_DEVICE_ABSENT = frozenset({errno.ENODEV, errno.EINVAL})  # rtnl_get_net_ns_capable, net/core/rtnetlink.c
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(msgspec.Struct, frozen=True):
     """A device."""
 
     index: int
@@ -182,8 +182,7 @@ def create_vxlan(name: str, port: int, mtu: int) -> Request:
     return Request(f"create VXLAN device {name} on UDP port {port}", Kind.NEWLINK, body, NEW)
 
 
-@dataclass(frozen=True, slots=True)
-class VethEnd:
+class VethEnd(msgspec.Struct, frozen=True):
     """One end of a veth pair that is to be made."""
 
     name: str

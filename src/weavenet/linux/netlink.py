@@ -21,9 +21,10 @@ import struct
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Self
+
+import msgspec
 
 from weavenet.errors import KernelError, RefusedError
 
@@ -148,8 +149,7 @@ def read_number(attributes: Mapping[int, bytes], kind: int, default: int = 0) ->
     return default if raw is None else int.from_bytes(raw, sys.byteorder)
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """One request, and what it is for, as it would be said in "cannot ..."."""
 
     operation: str
@@ -159,8 +159,7 @@ class Request:
     forgiven: frozenset[int] = frozenset()  # errnos that are as good as success
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True):
     """One message from the kernel, without its header."""
 
     kind: int

@@ -11,7 +11,8 @@ IPv4 only. A dump can ask for the entries of one device or table; the kernel is 
 
 import errno
 import struct
-from dataclasses import dataclass
+
+import msgspec
 
 from weavenet.address import Address, Cidr, address_from_bytes, address_to_bytes
 from weavenet.dataplane.model import NeighbourTimes, PodRoute
@@ -51,8 +52,7 @@ _EXISTS = frozenset({errno.EEXIST})
 _NO_ADDRESS = frozenset({errno.EADDRNOTAVAIL, errno.ENODEV})
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(msgspec.Struct, frozen=True):
     """A route of the main table."""
 
     destination: Cidr

@@ -25,8 +25,9 @@ import ctypes
 import errno
 import socket
 import struct
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from weavenet.address import Address
 from weavenet.errors import KernelError
@@ -53,8 +54,7 @@ class SpecialSlots(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class SpecialFrame:
+class SpecialFrame(msgspec.Struct, frozen=True):
     """A special frame as it came."""
 
     vni: int

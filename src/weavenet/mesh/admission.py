@@ -11,6 +11,7 @@ from weavenet.errors import HandshakeError, NameCollisionError, RemoteError, Sel
 from weavenet.identity import UNKNOWN_PEER, format_peer_name
 from weavenet.mesh.connection import Introduced
 from weavenet.mesh.connector import Connector
+from weavenet.mesh.gossip import TOPOLOGY_CHANNEL
 from weavenet.mesh.local import LocalConnection, LocalConnections
 from weavenet.mesh.records import NICKNAME_CHARACTERS_MAX, Peer, PeerConnection
 from weavenet.mesh.relay import Relay
@@ -139,12 +140,17 @@ class Admission:
                 self._relay.tell(link, channel, data)
 
     def establish(self, link: LocalConnection, now: Now) -> None:
-        """Tell everybody that the connection carries packets: its overlay works."""
+        """Tell everybody that the connection carries packets: its overlay works.
+
+        The other end hears it at once, as packets take a connection only where both ends have said so; Weave leaves
+        that to the update a second later, and the first packets of a newcomer are lost until then.
+        """
         if not link.added or link.established:
             return
         link.established = True
         self._publish(link)
         self.note(link, "connection fully established")
+        self._relay.tell(link, TOPOLOGY_CHANNEL, self._upkeep.ourself())
         self._upkeep.recalculate_soon(now)
         self._upkeep.update_soon((), now)
 

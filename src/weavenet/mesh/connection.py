@@ -22,8 +22,9 @@ error is lost, as it would have been had the piece come a moment later. Source: 
 introduction"; Weave's mesh/protocol.go and connection.go.
 """
 
-from dataclasses import dataclass
 from enum import Enum
+
+import msgspec
 
 from weavenet.codec.gob import BYTES, Decoder, Encoder, encode_one
 from weavenet.effects import Entropy, Now
@@ -65,8 +66,7 @@ _PASSWORD_MISSING_THERE = "password specified, but peer requested an unencrypted
 _PASSWORD_MISSING_HERE = "no password specificed, but peer requested an encrypted connection"  # noqa: S105
 
 
-@dataclass(frozen=True, slots=True)
-class LocalPeer:
+class LocalPeer(msgspec.Struct, frozen=True):
     """Who we are."""
 
     name: PeerName
@@ -74,8 +74,7 @@ class LocalPeer:
     nickname: str
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionOptions:
+class ConnectionOptions(msgspec.Struct, frozen=True):
     """What is the same for all our connections."""
 
     password: bytes | None
@@ -84,8 +83,7 @@ class ConnectionOptions:
     overlays: str = "fastdp"
 
 
-@dataclass(frozen=True, slots=True)
-class Introduced:
+class Introduced(msgspec.Struct, frozen=True):
     """Both ends know each other. Nothing more is read before `proceed`."""
 
     features: RemoteFeatures
@@ -94,8 +92,7 @@ class Introduced:
     version: int
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True):
     """A message arrived; heartbeats are messages, too."""
 
     tag: int

@@ -11,8 +11,9 @@ peer, one we have no connection to, is there (*discovery*). Both go through the 
 
 A target that there is no reason for any more is forgotten, except that one being attempted or connected is left alone
 until that is over. Failures wait a random time around an interval that grows by half each time; a connection that
-lasted a minute starts afresh. Who turns out to be ourself, or to have our name, is not tried again until a user says
-so.
+lasted a minute starts afresh. Where a user has named an address and nobody answers, the first few tries come quickly,
+which Weave's do not: hosts that start together dial each other a moment before they listen. Who turns out to be
+ourself, or to have our name, is not tried again until a user says so.
 
 The whole set is looked at again after each event: `attempts` is idempotent and says what to dial now. The number of
 attempts at a time is limited, which Weave's is not; what is due beyond that waits for one to end. Source:
@@ -20,9 +21,11 @@ docs/protocol.md, "Connection maker", and Weave's mesh connection_maker.go.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from enum import Enum
 from functools import lru_cache
+
+import msgspec
+from msgspec.structs import replace
 
 from weavenet.address import Endpoint
 from weavenet.effects import Entropy, Now
@@ -32,6 +35,8 @@ from weavenet.mesh.records import Peer
 
 INTERVAL_FIRST_S = 2.0
 INTERVAL_GROWTH = 1.5
+# Eight tries in the first five seconds, for a direct target that does not answer; from there on as everybody else.
+INTERVAL_QUICK_S = 0.1
 INTERVAL_MAX_S = 360.0
 # A connection that ended this long after the time it was due at was a good one.
 RESET_AFTER_S = 60.0
@@ -49,16 +54,14 @@ class TargetState(Enum):
     SUSPENDED = "suspended"
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(msgspec.Struct, frozen=True):
     """A direct target: the text as the user gave it, and where it is. Port 0: they gave none."""
 
     text: str
     endpoint: Endpoint
 
 
-@dataclass(frozen=True, slots=True)
-class TargetStatus:
+class TargetStatus(msgspec.Struct, frozen=True):
     """What a user sees of a target."""
 
     endpoint: Endpoint
@@ -67,16 +70,14 @@ class TargetStatus:
     retry_wall_s: float | None  # when the next attempt is due; None: never, until a user asks for it
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(msgspec.Struct, frozen=True):
     """An address to dial now, and whether somebody who introduces himself there may be unknown so far."""
 
     endpoint: Endpoint
     direct: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Connected:
+class Connected(msgspec.Struct, frozen=True):
     """A connection that has been added, as far as it matters here."""
 
     name: PeerName
@@ -84,8 +85,7 @@ class Connected:
     outbound: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
+class _Target(msgspec.Struct, frozen=True):
     state: TargetState
     due: Now | None
     interval_s: float
@@ -153,7 +153,7 @@ class Connector:
             endpoint = self._complete(target.endpoint)
             known = self._targets.get(endpoint)
             if known is not None:
-                self._set(endpoint, replace(known, due=now, interval_s=INTERVAL_FIRST_S))
+                self._set(endpoint, replace(known, due=now, interval_s=INTERVAL_QUICK_S))
 
     def forget(self, texts: Iterable[str]) -> None:
         """Drop direct targets; each text must be spelled as it was when it was added."""
@@ -183,15 +183,21 @@ class Connector:
         if hopeless:
             target = replace(target, due=None, interval_s=INTERVAL_MAX_S)
         elif target.due is not None and now.monotonic_s > target.due.monotonic_s + RESET_AFTER_S:
-            target = replace(target, due=now, interval_s=INTERVAL_FIRST_S)
+            target = replace(target, due=now, interval_s=self._first_interval_s(endpoint))
         else:
-            target = self._later(target, now)
+            # Somebody did answer, and there will be a reason why that led to nothing.
+            target = self._later(replace(target, interval_s=max(target.interval_s, INTERVAL_FIRST_S)), now)
         self._set(endpoint, target)
 
     def _later(self, target: _Target, now: Now) -> _Target:
         delay_s = target.interval_s / 2 + self._entropy.fraction() * target.interval_s
         due = Now(now.monotonic_s + delay_s, now.wall_s + delay_s)
-        return replace(target, due=due, interval_s=min(target.interval_s * INTERVAL_GROWTH, INTERVAL_MAX_S))
+        limit_s = INTERVAL_FIRST_S if target.interval_s < INTERVAL_FIRST_S else INTERVAL_MAX_S
+        return replace(target, due=due, interval_s=min(target.interval_s * INTERVAL_GROWTH, limit_s))
+
+    def _first_interval_s(self, endpoint: Endpoint) -> float:
+        is_direct = any(endpoint == self._complete(direct) for direct in self._direct.values())
+        return INTERVAL_QUICK_S if is_direct else INTERVAL_FIRST_S
 
     # --- what to do ---------------------------------------------------------------------------------------------------
 
@@ -200,7 +206,8 @@ class Connector:
         direct = {self._complete(endpoint) for endpoint in self._direct.values()}
         valid = self._valid(connections, peers)
         for endpoint in sorted(valid - self._targets.keys()):
-            self._set(endpoint, _Target(TargetState.WAITING, now, INTERVAL_FIRST_S))
+            interval_s = INTERVAL_QUICK_S if endpoint in direct else INTERVAL_FIRST_S
+            self._set(endpoint, _Target(TargetState.WAITING, now, interval_s))
         free = ATTEMPTS_MAX - self._attempting_count()
         attempts: list[Attempt] = []
         for endpoint, target in sorted(self._targets.items(), key=lambda item: item[0]):

@@ -17,8 +17,8 @@ That makes replay, reordering, loss and reflection all look alike: the message d
 """
 
 import hashlib
-from dataclasses import dataclass
 
+import msgspec
 from nacl.bindings import (
     crypto_box_beforenm,
     crypto_scalarmult_base,
@@ -38,8 +38,7 @@ _NONCE_DIALLER = 0x80
 _NONCE_TCP = 0x40
 
 
-@dataclass(frozen=True, slots=True)
-class KeyPair:
+class KeyPair(msgspec.Struct, frozen=True):
     """A Curve25519 key pair for one connection."""
 
     private: bytes

@@ -21,9 +21,10 @@ Who sends what along which route is relay.py. Source: docs/protocol.md, "Gossip"
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import log2
 from typing import Protocol
+
+import msgspec
 
 from weavenet.effects import Entropy, GossipKind, Now
 from weavenet.identity import UNKNOWN_PEER, PeerName
@@ -63,8 +64,7 @@ class GossipSource(Protocol):
 # --- the channels served here -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class TopologyData:
+class TopologyData(msgspec.Struct, frozen=True):
     """Peers to be told about. Only their names: what is sent is what is known of them then."""
 
     topology: Topology
@@ -80,8 +80,7 @@ class TopologyData:
         return self.topology.encode(self.names)
 
 
-@dataclass(frozen=True, slots=True)
-class SurrogateData:
+class SurrogateData(msgspec.Struct, frozen=True):
     """Messages of a channel that means nothing to us."""
 
     messages: tuple[bytes, ...]
@@ -139,8 +138,7 @@ def _size_bytes(key: tuple[str, bytes]) -> int:
 # --- waiting ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(msgspec.Struct, frozen=True):
     """What pending data are kept apart by."""
 
     kind: GossipKind

@@ -9,7 +9,7 @@ packets once its overlay has *established* itself. What happens to it is decided
 Source: docs/protocol.md, "Connections of the local peer", and Weave's mesh connection.go and local_peer.go.
 """
 
-from dataclasses import dataclass, field
+import msgspec
 
 from weavenet.address import Endpoint
 from weavenet.effects import ConnectionNumber, Output, SendTcp
@@ -20,8 +20,7 @@ from weavenet.mesh.connector import Connected
 from weavenet.mesh.gossip import GossipData, Pending, Slot
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionStatus:
+class ConnectionStatus(msgspec.Struct, frozen=True):
     """What a user sees of a connection that has been added."""
 
     connection: ConnectionNumber
@@ -33,8 +32,7 @@ class ConnectionStatus:
     encrypted: bool  # whether overlay traffic must be
 
 
-@dataclass(slots=True, eq=False)
-class LocalConnection:
+class LocalConnection(msgspec.Struct, eq=False):
     """One connection of ours."""
 
     number: ConnectionNumber
@@ -50,7 +48,7 @@ class LocalConnection:
     added: bool = False
     established: bool = False
     writable: bool = True
-    pending: Pending = field(default_factory=Pending)
+    pending: Pending = msgspec.field(default_factory=Pending)
     failure: str | None = None  # why it must end, found out where it could not be ended
 
     def send(self, message: bytes, out: list[Output]) -> None:

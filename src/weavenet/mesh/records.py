@@ -9,8 +9,10 @@ docs/protocol.md, "Topology: Encoding", and Weave's mesh peer.go and peers.go.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+
+import msgspec
+from msgspec.structs import replace
 
 from weavenet.codec.gob import BOOL, BYTES, STRING, UINT16, UINT64, Decoder, Encoder, Field, Struct, slice_of
 from weavenet.identity import (
@@ -34,8 +36,7 @@ ADDRESS_CHARACTERS_MAX = 256
 UPDATE_BYTES_MAX = 4 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class PeerConnection:
+class PeerConnection(msgspec.Struct, frozen=True):
     """What a peer publishes about one of its connections. The address is text: it is theirs, and is passed on as is."""
 
     address: str
@@ -43,8 +44,7 @@ class PeerConnection:
     established: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
+class Peer(msgspec.Struct, frozen=True):
     """The record of a peer: what it says about itself, or the blanks of a placeholder."""
 
     name: PeerName
@@ -52,7 +52,7 @@ class Peer:
     version: int = 0
     nickname: str = ""
     short_id: ShortID | None = None
-    connections: Mapping[PeerName, PeerConnection] = field(default_factory=lambda: MappingProxyType({}))
+    connections: Mapping[PeerName, PeerConnection] = msgspec.field(default_factory=lambda: MappingProxyType({}))
 
     def __str__(self) -> str:
         return f"{format_peer_name(self.name)}({self.nickname})"
@@ -61,8 +61,7 @@ class Peer:
 # --- on the wire ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _PeerSummary:
+class _PeerSummary(msgspec.Struct, frozen=True):
     name: bytes
     nickname: str
     uid: int
@@ -71,8 +70,7 @@ class _PeerSummary:
     has_short_id: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _ConnectionSummary:
+class _ConnectionSummary(msgspec.Struct, frozen=True):
     name: bytes
     address: str
     outbound: bool

@@ -19,7 +19,8 @@ mesh router.go, connection.go and gossip.go.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from weavenet.address import Cidr, Endpoint
 from weavenet.effects import (
@@ -67,8 +68,7 @@ _GOSSIP_KINDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class MeshConfig:
+class MeshConfig(msgspec.Struct, frozen=True):
     """Who we are in the mesh, and what we insist on."""
 
     name: PeerName

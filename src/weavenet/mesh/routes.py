@@ -18,8 +18,9 @@ docs/protocol.md, "Routes and short ids", and Weave's mesh routes.go and peer.go
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from weavenet.identity import UNKNOWN_PEER, PeerName
 
@@ -45,8 +46,7 @@ class Vertex(Protocol):
 Graph = Mapping[PeerName, Vertex]
 
 
-@dataclass(frozen=True, slots=True)
-class Walk:
+class Walk(msgspec.Struct, frozen=True):
     """The outcome of a walk: whether it came to where it should stop, and all it reached until then.
 
     `next_hops` has, for each vertex reached, the neighbour of the start that leads there; for the start itself the

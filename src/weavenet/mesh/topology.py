@@ -15,8 +15,10 @@ A mapping from name to record is all that others see of it (routes.py takes it f
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from types import MappingProxyType
+
+import msgspec
+from msgspec.structs import replace
 
 from weavenet.effects import Entropy
 from weavenet.errors import GossipError
@@ -36,8 +38,7 @@ CONNECTIONS_MAX = 1 << 21
 _VERSION_MASK = 0xFFFF_FFFF_FFFF_FFFF
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """What an operation did. Names are in order and each there once."""
 
     mentioned: tuple[PeerName, ...] = ()  # all that had a summary in the update
@@ -280,8 +281,7 @@ class Topology(Mapping[PeerName, Peer]):
         return Change(ours=marks.ours, short_ids=marks.short_ids, invalidated=marks.invalidated)
 
 
-@dataclass(slots=True)
-class _Marks:
+class _Marks(msgspec.Struct):
     """What has happened within one operation so far."""
 
     ours: bool = False
@@ -290,8 +290,7 @@ class _Marks:
     displaced: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Encoded:
+class _Encoded(msgspec.Struct, frozen=True):
     """The last result of `encode`, and what it was the result of."""
 
     generation: int

@@ -97,6 +97,10 @@ class Upkeep:
                 state.append((channel, data))
         return state
 
+    def ourself(self) -> GossipData:
+        """Return our own record, as it will be when it is sent."""
+        return self._about(frozenset((self._topology.ourself.name,)))
+
     def _about(self, names: frozenset[PeerName]) -> TopologyData:
         return TopologyData(self._topology, names)
 

@@ -12,8 +12,9 @@ gossip_channel.go.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import IntEnum
+
+import msgspec
 
 from weavenet.codec.gob import BYTES, STRING, UINT64, Decoder, Encoder, map_of
 from weavenet.errors import HandshakeError, PeerNameError, ProtocolError
@@ -68,8 +69,7 @@ def decimal_bytes(raw: bytes) -> str:
 # --- features ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class LocalFeatures:
+class LocalFeatures(msgspec.Struct, frozen=True):
     """What we say of ourselves."""
 
     name: PeerName
@@ -81,8 +81,7 @@ class LocalFeatures:
     overlays: str
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteFeatures:
+class RemoteFeatures(msgspec.Struct, frozen=True):
     """What a remote says of itself. In version 1 it has no short ID, trusts nobody and names no overlays."""
 
     name: PeerName
@@ -250,8 +249,7 @@ def build_message(tag: Tag, payload: bytes) -> bytes:
     return bytes([tag]) + payload
 
 
-@dataclass(frozen=True, slots=True)
-class GossipMessage:
+class GossipMessage(msgspec.Struct, frozen=True):
     """The envelope of gossip. `source` is the immediate sender of a GOSSIP, and the origin of the other two."""
 
     channel: str

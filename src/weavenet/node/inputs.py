@@ -1,6 +1,6 @@
 """Everything that can happen to a node, as values: the closed union that the shell and the simulator feed it."""
 
-from dataclasses import dataclass
+import msgspec
 
 from weavenet.address import Address, Cidr, Endpoint
 from weavenet.effects import ConnectionNumber, RequestNumber
@@ -8,8 +8,7 @@ from weavenet.identity import ShortID
 from weavenet.mesh.connector import Target
 
 
-@dataclass(frozen=True, slots=True)
-class TcpAccepted:
+class TcpAccepted(msgspec.Struct, frozen=True):
     """Somebody dialled us."""
 
     connection: ConnectionNumber
@@ -17,48 +16,42 @@ class TcpAccepted:
     remote: Endpoint
 
 
-@dataclass(frozen=True, slots=True)
-class TcpDialled:
+class TcpDialled(msgspec.Struct, frozen=True):
     """A `Dial` succeeded."""
 
     connection: ConnectionNumber
     local: Endpoint
 
 
-@dataclass(frozen=True, slots=True)
-class DialFailed:
+class DialFailed(msgspec.Struct, frozen=True):
     """A `Dial` failed; the text is shown to users."""
 
     connection: ConnectionNumber
     error: str
 
 
-@dataclass(frozen=True, slots=True)
-class TcpReceived:
+class TcpReceived(msgspec.Struct, frozen=True):
     """Bytes arrived."""
 
     connection: ConnectionNumber
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class TcpClosed:
+class TcpClosed(msgspec.Struct, frozen=True):
     """The other side closed or reset the connection; an empty text is a clean end of stream."""
 
     connection: ConnectionNumber
     error: str
 
 
-@dataclass(frozen=True, slots=True)
-class TcpWritable:
+class TcpWritable(msgspec.Struct, frozen=True):
     """The connection's send buffer filled up, or drained."""
 
     connection: ConnectionNumber
     writable: bool
 
 
-@dataclass(frozen=True, slots=True)
-class SpecialFrameArrived:
+class SpecialFrameArrived(msgspec.Struct, frozen=True):
     """A frame with both MACs zero came by VXLAN: its VNI, outer source, whole length, and first bytes."""
 
     vni: int
@@ -67,8 +60,7 @@ class SpecialFrameArrived:
     head: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class SleeveFrameArrived:
+class SleeveFrameArrived(msgspec.Struct, frozen=True):
     """A frame with both MACs zero came by sleeve: where from, its whole length, its first bytes, if all are zero."""
 
     connection: ConnectionNumber
@@ -78,46 +70,40 @@ class SleeveFrameArrived:
     intact: bool
 
 
-@dataclass(frozen=True, slots=True)
-class SleeveTooBig:
+class SleeveTooBig(msgspec.Struct, frozen=True):
     """The kernel refused to send a datagram to a peer: the path takes packets of that many bytes."""
 
     connection: ConnectionNumber
     pmtu_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class SleeveFailed:
+class SleeveFailed(msgspec.Struct, frozen=True):
     """Datagrams to a peer cannot be sent at all; the text is shown to users."""
 
     connection: ConnectionNumber
     error: str
 
 
-@dataclass(frozen=True, slots=True)
-class FloodMissed:
+class FloodMissed(msgspec.Struct, frozen=True):
     """The data plane saw a broadcast from an origin it has no next hops for."""
 
     origin: ShortID
 
 
-@dataclass(frozen=True, slots=True)
-class Connect:
+class Connect(msgspec.Struct, frozen=True):
     """`weave connect`: these peers are wanted; with `replace`, only these."""
 
     targets: tuple[Target, ...]
     replace: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Forget:
+class Forget(msgspec.Struct, frozen=True):
     """`weave forget`: these are no longer wanted, spelled as when they were added."""
 
     texts: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Allocate:
+class Allocate(msgspec.Struct, frozen=True):
     """Give this identifier an address; None is the default subnet."""
 
     request: RequestNumber
@@ -126,8 +112,7 @@ class Allocate:
     is_container: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True):
     """Give this identifier this very address."""
 
     request: RequestNumber
@@ -137,16 +122,14 @@ class Claim:
     no_error_on_unknown: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(msgspec.Struct, frozen=True):
     """Free all addresses of an identifier."""
 
     request: RequestNumber
     ident: str
 
 
-@dataclass(frozen=True, slots=True)
-class ReleaseAddress:
+class ReleaseAddress(msgspec.Struct, frozen=True):
     """Free one address of an identifier."""
 
     request: RequestNumber
@@ -154,35 +137,30 @@ class ReleaseAddress:
     address: Address
 
 
-@dataclass(frozen=True, slots=True)
-class AwaitConsensus:
+class AwaitConsensus(msgspec.Struct, frozen=True):
     """`weave prime`: answer when there is a ring."""
 
     request: RequestNumber
 
 
-@dataclass(frozen=True, slots=True)
-class TakeOver:
+class TakeOver(msgspec.Struct, frozen=True):
     """`weave rmpeer`: make a dead peer's ranges ours. It is named by peer name or nickname."""
 
     request: RequestNumber
     ident: str
 
 
-@dataclass(frozen=True, slots=True)
-class Cancel:
+class Cancel(msgspec.Struct, frozen=True):
     """The caller of a request is gone."""
 
     request: RequestNumber
 
 
-@dataclass(frozen=True, slots=True)
-class ShutDown:
+class ShutDown(msgspec.Struct, frozen=True):
     """`weave reset`: hand our ranges to another peer; this node will not come back."""
 
 
-@dataclass(frozen=True, slots=True)
-class TimerFired:
+class TimerFired(msgspec.Struct, frozen=True):
     """The time that `next_deadline` named has come."""
 
 

@@ -10,8 +10,9 @@ later than `next_deadline()`, and read its views (`forwarding`, `report`).
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import assert_never
+
+import msgspec
 
 from weavenet.effects import (
     ConnectionAdded,
@@ -61,8 +62,7 @@ _SIGNALS_PER_INPUT_MAX = 100_000
 EAGER_FLOOD_ROWS_MAX = 64
 
 
-@dataclass(frozen=True, slots=True)
-class NodeConfig:
+class NodeConfig(msgspec.Struct, frozen=True):
     """What a node is told at its start. Without `ipam` it relays other peers' IPAM gossip and gives no addresses."""
 
     mesh: MeshConfig
@@ -342,8 +342,7 @@ class _IpamSource:
         return _IpamState(self._node)
 
 
-@dataclass(frozen=True, slots=True)
-class _IpamState:
+class _IpamState(msgspec.Struct, frozen=True):
     """IPAM's gossip is always all of its latest state, so pending data merge by doing nothing."""
 
     node: Node

@@ -8,7 +8,6 @@ restart by a file in its container (docs/protocol.md, "Start-up order").
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -19,8 +18,7 @@ KEY_TARGETS = "targets"
 _KEY_LAUNCHED = "launched"
 
 
-@dataclass(frozen=True, slots=True)
-class FirstTargets:
+class FirstTargets(msgspec.Struct, frozen=True):
     """Whom a started agent looks for."""
 
     texts: tuple[str, ...]

@@ -16,8 +16,9 @@ Nothing here knows what an overlay is. Source: mesh overlay.go, Weave router/ove
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum, auto
+
+import msgspec
 
 NO_COMMON_OVERLAY = "no overlays in common with peer"
 
@@ -31,8 +32,7 @@ class OverlayEvent(Enum):
     FAILED = auto()
 
 
-@dataclass(slots=True)
-class _Row:
+class _Row(msgspec.Struct):
     established: bool = False
     on_hold: bool = False
     failed: bool = False

@@ -5,7 +5,7 @@ a receiver that has not. It is kept here for a moment, and counts when its conne
 early by about one TCP round trip, and few connections are added at a time, so few are kept.
 """
 
-from dataclasses import dataclass
+import msgspec
 
 from weavenet.address import Address
 from weavenet.identity import ConnectionUID
@@ -15,8 +15,7 @@ REMEMBERED_MAX = 32
 REMEMBERED_S = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class EarlyHeartbeat:
+class EarlyHeartbeat(msgspec.Struct, frozen=True):
     """A heartbeat by fastdp: its VNI and where it came from."""
 
     vni: int

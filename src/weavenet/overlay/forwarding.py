@@ -14,8 +14,9 @@ broadcasts, so all rows but our own are empty; a missing row means that nobody h
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from weavenet.address import Address, Endpoint
 from weavenet.identity import PeerName, ShortID
@@ -41,8 +42,7 @@ class ShortIDs(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(msgspec.Struct, frozen=True):
     """How frames reach a peer that we have a connection with."""
 
     remote: Endpoint  # outer address and UDP port
@@ -51,8 +51,7 @@ class Link:
     mtu: int  # bytes of payload of the largest inner frame
 
 
-@dataclass(frozen=True, slots=True)
-class Forwarding:
+class Forwarding(msgspec.Struct, frozen=True):
     """What the kernel's maps should hold."""
 
     ours: ShortID

@@ -18,7 +18,7 @@ appears. And a heartbeat that arrives while ours is unacknowledged shows that th
 out again at once, one time. Source: docs/protocol.md, "fastdp: connection life" and "fastdp: heartbeat frame".
 """
 
-from dataclasses import dataclass
+import msgspec
 
 from weavenet.address import Address, Endpoint, format_address
 from weavenet.codec.vxlan import pack_vni
@@ -57,8 +57,7 @@ def heartbeat_uid(length: int, head: bytes) -> ConnectionUID | None:
     return ConnectionUID(int.from_bytes(head[14:22], "big"))
 
 
-@dataclass(frozen=True, slots=True)
-class LinkIdentity:
+class LinkIdentity(msgspec.Struct, frozen=True):
     """What stays the same during the life of a link."""
 
     connection: ConnectionNumber

@@ -16,8 +16,9 @@ here.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from weavenet.address import Address, Endpoint
 from weavenet.codec.vxlan import split_vni
@@ -60,8 +61,7 @@ class PeerDirectory(ShortIDs, Protocol):
         ...
 
 
-@dataclass(slots=True)
-class _Connection:
+class _Connection(msgspec.Struct):
     added: ConnectionAdded
     remote_text: str
     switch: Switch

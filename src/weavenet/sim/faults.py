@@ -5,8 +5,9 @@ Everything is drawn up front or as it happens from the world's one random stream
 
 import random
 import traceback
-from dataclasses import dataclass
 from functools import partial
+
+import msgspec
 
 from weavenet.address import Address, Cidr, Endpoint, format_address
 from weavenet.identity import PeerName
@@ -28,8 +29,7 @@ LIVENESS_S = 900.0
 LIVENESS_STEP_S = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """The shape of one run."""
 
     hosts: int
@@ -69,8 +69,7 @@ def draw_plan(rng: random.Random, hosts: int) -> Plan:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(msgspec.Struct, frozen=True):
     """How a run ended: None, or what was still wrong; and the digest of everything that happened."""
 
     problem: str | None

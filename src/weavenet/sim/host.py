@@ -6,7 +6,8 @@ can be promised before it is on disk.
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from weavenet.address import Address
 from weavenet.effects import (
@@ -50,8 +51,7 @@ class SeededEntropy:
         return self._rng.random()
 
 
-@dataclass(slots=True)
-class Waiting:
+class Waiting(msgspec.Struct):
     """A request that has no answer yet: for whom, and what kind."""
 
     ident: str

@@ -12,7 +12,9 @@ import errno
 import itertools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from weavenet.address import Cidr
 from weavenet.dataplane.kernel import Watch
@@ -94,8 +96,7 @@ class FakeDatapath:
         self.forwarding = forwarding
 
 
-@dataclass(slots=True)
-class _Device:
+class _Device(msgspec.Struct):
     """A device of the host."""
 
     name: str
@@ -111,7 +112,7 @@ class _Device:
     accept_ra: bool = True
     promote_secondaries: bool = False
     neighbours: NeighbourTimes = KERNEL_NEIGHBOUR_TIMES
-    addresses: list[Cidr] = field(default_factory=list)  # as they were added
+    addresses: list[Cidr] = msgspec.field(default_factory=list)  # as they were added
     port: int = 0
     external: bool = False
     learning: bool = True

@@ -7,8 +7,9 @@ but a TCP message never overtakes an earlier one of its connection.
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Protocol
+
+import msgspec
 
 from weavenet.address import Address, Endpoint
 
@@ -17,8 +18,7 @@ DIAL_TIMEOUT_S = 10.0
 FIRST_EPHEMERAL_PORT = 30_000
 
 
-@dataclass(frozen=True, slots=True)
-class NetworkFaults:
+class NetworkFaults(msgspec.Struct, frozen=True):
     """How bad the network is; every share is a probability per message."""
 
     latency_s: tuple[float, float]
@@ -30,17 +30,16 @@ class NetworkFaults:
 PERFECT = NetworkFaults(latency_s=(0.0005, 0.001), datagram_loss=0.0, datagram_duplication=0.0, datagram_delay_s=0.0)
 
 
-@dataclass(slots=True, eq=False)
-class Pipe:
+class Pipe(msgspec.Struct, eq=False):
     """One TCP connection: who is at each end, under which number there, and what a partition holds back."""
 
     dialler: Address
     acceptor: Address
     numbers: dict[Address, int]
     ports: dict[Address, int]
-    ended: set[Address] = field(default_factory=set)  # hosts that have closed, or lost, their end
-    ready_at: dict[Address, float] = field(default_factory=dict)  # by receiver: nothing may arrive before
-    held: dict[Address, list[bytes | None]] = field(default_factory=dict)  # by receiver; None is a reset
+    ended: set[Address] = msgspec.field(default_factory=set)  # hosts that have closed, or lost, their end
+    ready_at: dict[Address, float] = msgspec.field(default_factory=dict)  # by receiver: nothing may arrive before
+    held: dict[Address, list[bytes | None]] = msgspec.field(default_factory=dict)  # by receiver; None is a reset
 
     def other(self, host: Address) -> Address:
         """Return the far end."""

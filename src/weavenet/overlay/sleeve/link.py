@@ -15,7 +15,7 @@ Source: docs/protocol/sleeve.md, B5 to B7. The datagrams themselves are made els
 decided here is when, and by which way.
 """
 
-from dataclasses import dataclass
+import msgspec
 
 from weavenet.address import Endpoint
 from weavenet.effects import ConnectionNumber, Level, LinksChanged, Note, Output, SendSleeveFrame
@@ -44,16 +44,14 @@ _ETHERNET_HEADER_BYTES = 14
 CONNECTION_ESTABLISHED, FRAGMENTATION_RECEIVED, PMTU_VERIFIED = 1, 2, 3
 
 
-@dataclass(frozen=True, slots=True)
-class SendControl:
+class SendControl(msgspec.Struct, frozen=True):
     """Ask for a control message to the peer's sleeve, over the connection. Whoever knows the index adds it."""
 
     tag: int
     payload: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class SleeveIdentity:
+class SleeveIdentity(msgspec.Struct, frozen=True):
     """What stays the same during the life of a link."""
 
     connection: ConnectionNumber
@@ -63,8 +61,7 @@ class SleeveIdentity:
     sealed: bool
 
 
-@dataclass(slots=True)
-class _Search:
+class _Search(msgspec.Struct):
     good: int
     bad: int
     candidate: int

@@ -15,7 +15,8 @@ is decided here is by which way a datagram leaves (docs/protocol/sleeve.md, B8) 
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+
+import msgspec
 
 from weavenet.address import Endpoint
 from weavenet.codec import ip
@@ -43,8 +44,7 @@ _FLOODED = 0x20
 _SHORT_ID_HIGH = 0x0F
 
 
-@dataclass(frozen=True, slots=True)
-class Datagram:
+class Datagram(msgspec.Struct, frozen=True):
     """Something to send."""
 
     connection: ConnectionNumber
@@ -53,8 +53,7 @@ class Datagram:
     dont_fragment: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Special:
+class Special(msgspec.Struct, frozen=True):
     """A frame of the overlay's own that came: what the connection's core wants to know of it."""
 
     connection: ConnectionNumber
@@ -64,8 +63,7 @@ class Special:
     intact: bool  # all zeros
 
 
-@dataclass(slots=True)
-class Counters:
+class Counters(msgspec.Struct):
     """What happened, in frames; names of drops start with `drop`."""
 
     sent: int = 0
@@ -79,11 +77,10 @@ class Counters:
     drop_unknown_peer: int = 0
 
 
-@dataclass(slots=True)
-class _Queue:
+class _Queue(msgspec.Struct):
     """Frames that wait for a datagram on one way."""
 
-    parts: list[bytes] = field(default_factory=list)
+    parts: list[bytes] = msgspec.field(default_factory=list)
     length: int = 0
 
 

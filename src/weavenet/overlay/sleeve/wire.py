@@ -15,8 +15,9 @@ destinations may share a datagram. What is malformed costs the rest of that data
 earlier connection are normal. Source: docs/protocol/sleeve.md, B2 and B4.
 """
 
-from dataclasses import dataclass
 from enum import Enum, auto
+
+import msgspec
 
 from weavenet.codec.ip import ETHERNET_HEADER_BYTES
 from weavenet.identity import ConnectionUID, PeerName
@@ -34,8 +35,7 @@ PMTU_PROBE_BYTES = 60_000
 _HEARTBEAT_BYTES = ETHERNET_HEADER_BYTES + 8
 
 
-@dataclass(frozen=True, slots=True)
-class Carried:
+class Carried(msgspec.Struct, frozen=True):
     """A frame on its way from one peer to another."""
 
     origin: PeerName
