@@ -17,7 +17,8 @@ import select
 import socket
 import time
 from contextlib import suppress
-from dataclasses import asdict
+
+from msgspec.structs import asdict
 
 from weavenet.address import Address, Endpoint, address_from_bytes, format_address
 from weavenet.effects import ConnectionNumber
