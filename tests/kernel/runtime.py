@@ -215,18 +215,19 @@ class Runtime:
 
 @contextlib.contextmanager
 def running_runtime(
-    netns: str,
+    netns: str | Path,
     base: Path,
     configurations: Path,
     plugins: Path,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Runtime]:
-    """Run containerd in the named network namespace, with that content of /etc/cni/net.d and /opt/cni/bin.
+    """Run containerd in a network namespace, named or at a path, with that content of /etc/cni/net.d and /opt/cni/bin.
 
     `base` must be empty, and is the caller's to remove. Plugins and sockets must not be under /run.
     """
     _write_files(base)
-    command = ["nsenter", f"--net=/run/netns/{netns}", "unshare", "--mount", "sh", "-c", _PREPARE_AND_RUN, "sh"]
+    where = Path("/run/netns") / netns  # a whole path wins
+    command = ["nsenter", f"--net={where}", "unshare", "--mount", "sh", "-c", _PREPARE_AND_RUN, "sh"]
     with (base / "containerd.log").open("wb") as log:
         containerd = subprocess.Popen(
             [*command, str(base), str(configurations), str(plugins)], stdin=subprocess.DEVNULL, stdout=log, stderr=log

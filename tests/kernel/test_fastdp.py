@@ -444,9 +444,9 @@ def test_programs_of_another_version_go_on_with_what_the_former_had_learnt(
         assert one.maps.observe() == before
         assert [(entry.mac, entry.place) for entry in one.maps.macs()] == macs
         one.inside(lambda: one.maps.attach(one.ifindex))
-        flooded = one.counted()
+        sent = one.counted()
         assert " 0% packet loss" in one.pod.ping(two.pod, "-c", "3", "-i", "0.01")
-        assert flooded(Counter.FLOODED) == 0
+        assert sent(Counter.UNICAST) >= 3
     finally:
         former, one.maps = one.maps, one.inside(lambda: FastdpMaps.open(one.ifindex, programs))
         one.inside(lambda: one.maps.attach(one.ifindex))

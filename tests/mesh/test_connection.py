@@ -445,3 +445,21 @@ def test_a_version_1_stream_defines_its_types_once() -> None:
     first, second = encoder.encode(BYTES, b"\0"), encoder.encode(BYTES, b"\0")
     a, _ = open_pair(version=1)
     assert a.connection.send(b"\0") == first == second
+
+
+@pytest.mark.parametrize(
+    ("password", "hint"),
+    [(b"secret", "; is the password the same on both peers?"), (None, "")],
+    ids=["with", "without"],
+)
+def test_a_remote_that_hangs_up_where_passwords_are_compared_may_have_another_one(
+    password: bytes | None, hint: str
+) -> None:
+    alice, bob = connect(ALICE, password=password), connect(BOB, password=password, outbound=False)
+    assert str(alice.broken("connection reset by peer")) == "connection reset by peer"
+    alice.receive(bob.start(), at(0))
+    key, _ = bob.receive(alice.start(), at(0))
+    alice.receive(key, at(0))
+    error = alice.broken("connection reset by peer")
+    assert isinstance(error, HandshakeError)
+    assert str(error) == f"connection reset by peer{hint}"

@@ -136,7 +136,7 @@ def test_an_introduction_fails_as_it_did_for_weave(transcript: dict, end: str, o
     if transcript["name"] == "v2_password_mismatch":
         # Each end's private key is not recorded, but no key makes the other's frame open. Weave's first end to notice
         # closed the connection before the other had read.
-        wanted = "Unable to decrypt TCP msg"
+        wanted = "Unable to decrypt TCP msg; is the password the same on both peers?"
     elif wanted == "EOF" or "connection reset" in wanted:
         # Weave saw the other end hang up; the reason for that had been sent before, and we read it.
         wanted = {
@@ -234,7 +234,7 @@ def test_a_recorded_session_that_failed_fails_for_us(session: dict, end: str, ot
     elif len(stream) in {7, 40}:  # the other end hung up behind its header, or its key
         assert error == "EOF"
     else:
-        assert error == "Unable to decrypt TCP msg"
+        assert error == "Unable to decrypt TCP msg; is the password the same on both peers?"
 
 
 # --- packet captures with private keys --------------------------------------------------------------------------------

@@ -374,7 +374,13 @@ def test_the_side_that_kept_a_connection_by_being_dialled_does_not_dial_any_more
 @pytest.mark.parametrize(
     ("passwords", "texts"),
     [
-        ((b"one", b"two"), ("Unable to decrypt TCP msg",)),
+        (
+            (b"one", b"two"),
+            (
+                "Unable to decrypt TCP msg; is the password the same on both peers?",
+                "connection reset by peer; is the password the same on both peers?",
+            ),
+        ),
         ((b"one", None), ("password specified, but peer requested an unencrypted connection",)),
         ((None, b"two"), ("no password specificed, but peer requested an encrypted connection",)),
     ],

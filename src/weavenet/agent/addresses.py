@@ -7,11 +7,12 @@ from typing import assert_never
 from weavenet.address import Address, Cidr
 from weavenet.agent.loop import NodeLoop
 from weavenet.effects import Cancelled, Done, Granted, Outcome, Refused, TookOver
-from weavenet.errors import IpamError
+from weavenet.errors import IpamError, IpamWaitError
 from weavenet.node import inputs as i
 from weavenet.node.report import EXPOSED
 
 ALLOCATE_S = 60.0  # then the runtime is told to try again
+EXHAUSTED_S = 5.0  # where nothing is free as far as we know: for a peer whose news are on their way, or a pod's end
 RELEASE_S = 30.0
 
 _OFF = "IP address allocation is off: the agent was started without --ipalloc-range"
@@ -29,15 +30,18 @@ class NodeAddresses:
     async def allocate(self, ident: str, subnet: Cidr | None) -> Cidr:
         """Return the identifier's address in a subnet, or in the default one. Raises IpamError."""
         is_container = ident != EXPOSED
+        wait_s = ALLOCATE_S if self._is_hopeful(subnet) else EXHAUSTED_S
         outcome = await self._loop.request(
             lambda number: i.Allocate(number, ident, subnet, is_container=is_container),
-            ALLOCATE_S,
+            wait_s,
         )
         match outcome:
             case Granted(addresses):
                 return addresses[0]
+            case Cancelled() if not self._is_hopeful(subnet):
+                raise IpamError(self._exhausted(subnet))
             case Cancelled():
-                raise IpamError(f"no address became available within {ALLOCATE_S:.0f} s; {self._why_waiting()}")
+                raise IpamWaitError(f"no address became available within {wait_s:.0f} s; {self._why_waiting()}")
             case _:
                 raise IpamError(_reason(outcome))
 
@@ -64,7 +68,7 @@ class NodeAddresses:
             return Refused(_OFF)
         if ipam.can_allocate():
             return None
-        return Refused(f"no free address is left in {ipam.config.default_subnet}, here or at any peer we know of")
+        return Refused(self._exhausted(None))
 
     async def gateway(self, subnet: Cidr) -> Address | None:
         """Return an address of the bridge in that subnet, or else its first one; a bridge without any gets one."""
@@ -75,6 +79,16 @@ class NodeAddresses:
                 await self._expose(address)
         inside = [cidr.address for cidr in held if cidr.address in subnet.range]
         return inside[0] if inside else held[0].address
+
+    def _is_hopeful(self, subnet: Cidr | None) -> bool:
+        ipam = self._loop.node.ipam
+        return ipam is None or ipam.can_allocate(subnet)
+
+    def _exhausted(self, subnet: Cidr | None) -> str:
+        ipam = self._loop.node.ipam
+        assert ipam is not None
+        wanted = subnet or ipam.config.default_subnet
+        return f"no free address is left in {wanted}, here or at any peer we know of"
 
     def _why_waiting(self) -> str:
         ipam = self._loop.node.ipam

@@ -18,8 +18,10 @@ from msgspec.structs import replace
 from weavenet.address import Cidr
 from weavenet.dataplane.desired import HostSettings
 from weavenet.dataplane.kernel import Datapath, Kernel, Watch, reconcile
+from weavenet.drivers.clock import read_clock
 from weavenet.errors import KernelError
 from weavenet.overlay.forwarding import Forwarding
+from weavenet.overlay.lingering import Lingering
 
 QUIET_S = 0.5
 LOOK_ANYWAY_S = 60.0
@@ -45,6 +47,7 @@ class Reconciler:
         self._settings = settings
         self._thread = thread
         self._log = log
+        self._lingering = Lingering()
         self._devices_wanted = asyncio.Event()
         self._problems: dict[str, str] = {}
 
@@ -74,10 +77,12 @@ class Reconciler:
         loop = asyncio.get_running_loop()
         retry_s = RETRY_S[0]
         while True:
-            await wanted.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._lingering_s()):
+                    await wanted.wait()
             wanted.clear()
             try:
-                await loop.run_in_executor(self._thread, self._datapath.apply_forwarding, forwarding())
+                await loop.run_in_executor(self._thread, self._update_tables, forwarding())
             except KernelError as error:
                 self._failed(TABLES, f"cannot update the data plane's tables: {error}")
                 wanted.set()
@@ -86,6 +91,14 @@ class Reconciler:
             else:
                 self._worked(TABLES)
                 retry_s = RETRY_S[0]
+
+    def _lingering_s(self) -> float | None:
+        due_s = self._lingering.next_deadline()
+        return None if due_s is None else max(0.0, due_s - read_clock().monotonic_s)
+
+    def _update_tables(self, wanted: Forwarding) -> None:
+        held = self._datapath.observe_forwarding()
+        self._datapath.apply_forwarding(self._lingering.keep(held, wanted, read_clock().monotonic_s))
 
     async def keep_devices(self) -> None:
         """Look after the devices, until cancelled."""

@@ -39,7 +39,7 @@ from weavenet.drivers.store import Store
 from weavenet.drivers.tcp import TcpDriver
 from weavenet.effects import Persist, SendSpecialFrame
 from weavenet.errors import ConfigError, KernelError
-from weavenet.identity import PeerName, PeerUID, format_peer_name
+from weavenet.identity import PeerName, PeerUID, ShortID, format_peer_name
 from weavenet.ipam.allocator import IpamConfig, StoredState
 from weavenet.linux.datapath import FastDatapath
 from weavenet.linux.kernel import LinuxKernel
@@ -143,7 +143,8 @@ class _Agent:
         )
         self._reconciler = Reconciler(self._kernel, self._datapath, settings, self._kernel_thread, log)
         await self._reconciler.make_host()
-        node = Node(self._node_config(name), self._entropy, read_clock())
+        short_id = await loop.run_in_executor(self._kernel_thread, self._former_short_id)
+        node = Node(self._node_config(name, short_id), self._entropy, read_clock())
         self._loop = NodeLoop(node, read_clock, self._store, self._store_thread, log)
         self._tcp = TcpDriver(self._loop.feed, config.host)
         self._stack.callback(self._tcp.close_all)
@@ -221,7 +222,12 @@ class _Agent:
             raise ConfigError(f"{complaint}; choose another --ipalloc-range, the same on all peers")
         self._log.warning("%s: traffic to these addresses may not reach pods", complaint)
 
-    def _node_config(self, name: PeerName) -> NodeConfig:
+    def _former_short_id(self) -> ShortID | None:
+        """Return the short ID by which the data plane, ours and others', goes on while no agent runs."""
+        tables = self._datapath.observe_forwarding()
+        return tables.ours if tables.floods else None
+
+    def _node_config(self, name: PeerName, short_id: ShortID | None) -> NodeConfig:
         config = self._config
         uid = PeerUID(self._entropy.bits(64) or 1)
         return NodeConfig(
@@ -236,6 +242,7 @@ class _Agent:
                 overlays=" ".join(config.overlays),
                 discovery=config.discovery,
                 min_version=config.min_protocol_version,
+                short_id=short_id,
             ),
             ipam=None
             if config.ipam is None

@@ -57,8 +57,9 @@ def demonstrate(paths: Paths) -> None:
     """Run the demonstration in a lab of its own, and take it down. Raises LabError."""
     screen = Screen(steps=8)
     screen.step(f"{HOSTS} hosts: network namespaces joined by one bridge")
-    lab = Lab.create(paths, owner=this_process())
+    lab: Lab | None = None
     try:
+        lab = Lab.create(paths, owner=this_process())
         _bring_up(lab, screen)
         pods = _attach_pods(lab, screen)
         _talk(lab, screen, pods)
@@ -75,7 +76,8 @@ def demonstrate(paths: Paths) -> None:
         click.secho(f"{what}; taking everything down", bold=True)
         raise
     finally:
-        lab.down()
+        if lab is not None:  # else Lab.create has left nothing
+            lab.down()
     if paths.run.exists() or paths.state.exists():
         raise LabError(f"{paths.run} or {paths.state} is still there")
     screen.say("agents ended, namespaces gone; nothing is left on this machine")

@@ -43,15 +43,19 @@ class Lab:
             if left.owner is None or left.owner.is_alive():
                 raise LabError(f"a lab called {paths.name} is up already; take it down: lab --lab {paths.name} down")
             cls(paths, left).down()
-        paths.make()
         lab = cls(paths, Record(owner=owner))
+        made = False
         try:
-            lab.paths.save(lab.record)
-            for name in ("weave-net", "weave-ipam"):
-                (paths.executables / name).symlink_to(SHIM)
-            network.make_underlay(paths.namespace(UNDERLAY))
+            with process.held():
+                paths.make()
+                made = True
+                lab.paths.save(lab.record)
+                for name in ("weave-net", "weave-ipam"):
+                    (paths.executables / name).symlink_to(SHIM)
+                network.make_underlay(paths.namespace(UNDERLAY))
         except BaseException:
-            lab.down()
+            if made:
+                lab.down()
             raise
         return lab
 
@@ -75,6 +79,20 @@ class Lab:
         network.make_host(self.namespace(host.name), self.paths.namespace(UNDERLAY), number, host.address)
         return host
 
+    def reboot(self, host: HostRecord) -> None:
+        """Take a host down hard and make it again, with its pods' sandboxes: only the disk is left. Raises LabError."""
+        self.kill_agent(host)
+        pods = [pod for pod in self.record.pods if pod.host == host.number]
+        for pod in pods:
+            self.namespace(pod.name).delete()
+        network.unplug_host(self.paths.namespace(UNDERLAY), host.number)
+        self.namespace(host.name).delete()
+        shutil.rmtree(self.paths.host(host))
+        self.paths.host(host).mkdir(mode=0o700)
+        network.make_host(self.namespace(host.name), self.paths.namespace(UNDERLAY), host.number, host.address)
+        for pod in pods:
+            network.make_pod(self.namespace(pod.name))
+
     def start_agent(
         self, host: HostRecord, *, peers: Sequence[str], consensus: int, options: Sequence[str] = ()
     ) -> None:
@@ -93,6 +111,13 @@ class Lab:
         """End a host's agent; what it put into the kernel stays. Raises LabError."""
         if host.agent is not None:
             process.stop(host.agent)
+            host.agent = None
+            self.paths.save(self.record)
+
+    def kill_agent(self, host: HostRecord) -> None:
+        """End a host's agent as a crash does: it is asked nothing. Raises LabError."""
+        if host.agent is not None:
+            process.kill(host.agent)
             host.agent = None
             self.paths.save(self.record)
 
@@ -186,7 +211,7 @@ class Lab:
     def down(self) -> None:
         """Take everything down, whatever state it is in; signals wait meanwhile. Raises LabError."""
         with process.held():
-            problems = self._end_processes() + self._foreign_processes()
+            problems = self._end_processes() + self._end_or_name_others()
             problems += self._drop_mounts()
             if not problems or not self.record_is_needed():
                 try:
@@ -213,19 +238,26 @@ class Lab:
                 problems.append(str(error))
         return problems
 
-    def _foreign_processes(self) -> list[str]:
-        """Name processes that others left in our namespaces: not ours to end, and they keep the namespace alive."""
+    def _end_or_name_others(self) -> list[str]:
+        """End what a killed lab could not record, and name what others left in our namespaces: not ours to end."""
         ours = {space.inode(): space.path.name for space in self._namespaces()}
-        found = []
+        problems = []
         for entry in sorted(Path("/proc").iterdir()):
             try:
                 where = ours.get((entry / "ns" / "net").stat().st_ino) if entry.name.isdecimal() else None
-                if where is not None and int(entry.name) != os.getpid():
-                    words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                    found.append(f"process {entry.name} ({words}) still runs in {where}")
+                if where is None or int(entry.name) == os.getpid():
+                    continue
+                unrecorded = process.marked_process(int(entry.name))
+                if unrecorded is not None:
+                    process.stop(unrecorded)
+                    continue
+                words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                problems.append(f"process {entry.name} ({words}) still runs in {where}")
             except OSError:
                 continue  # it has ended
-        return found
+            except LabError as error:
+                problems.append(str(error))
+        return problems
 
     def _namespaces(self) -> list[Namespace]:
         if not self.paths.namespaces.is_dir():

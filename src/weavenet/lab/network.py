@@ -65,6 +65,11 @@ def make_host(namespace: Namespace, underlay: Namespace, number: int, address: s
     set_sysctl(namespace, "ipv4/ip_forward", "1")
 
 
+def unplug_host(underlay: Namespace, number: int) -> None:
+    """Take a host's uplink away at once; with its namespace it would go, too, but later, and its name be in the way."""
+    ip(underlay, [f"link delete port{number}"])
+
+
 def make_pod(namespace: Namespace) -> None:
     """Make a pod's sandbox as a runtime does before it calls CNI: loopback up, nothing else."""
     namespace.create()

@@ -22,6 +22,9 @@ from weavenet.lab.namespace import Namespace
 
 # Signals that make the lab clean up. They wait while a process is being started, else it might never be recorded.
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# In the environment of all that the lab runs. By it, and by the namespace it is in, a process is known to be the lab's
+# when the lab was killed before it could write it down.
+MARK = "WEAVENET_LAB_STARTED_THIS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,18 @@ class Process:
     def is_alive(self) -> bool:
         """Whether this very process still runs."""
         return _start_ticks(self.pid) == self.start_ticks
+
+
+def marked_process(pid: int) -> Process | None:
+    """Return a process if it is one that a lab has started; None for others, and if it has ended."""
+    ticks = _start_ticks(pid)
+    try:
+        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    if ticks is None or f"{MARK}=1".encode() not in variables:
+        return None
+    return Process(pid, ticks, "a process that was not recorded")
 
 
 def this_process() -> Process:
@@ -65,7 +80,7 @@ def execute(
     with namespace.entered() if namespace else nullcontext():
         try:
             done = subprocess.run(  # noqa: S603 - the lab's own commands, never through a shell
-                argv, input=text, env=env, timeout=timeout_s, capture_output=True, text=True, check=False
+                argv, input=text, env=_marked(env), timeout=timeout_s, capture_output=True, text=True, check=False
             )
         except FileNotFoundError:
             raise LabError(f"{argv[0]} is not there; run scripts/setup.sh as root") from None
@@ -113,7 +128,7 @@ def start(
         (os.POSIX_SPAWN_OPEN, 1, str(log), flags, 0o644),
         (os.POSIX_SPAWN_DUP2, 1, 2),
     ]
-    environment = dict(os.environ if env is None else env)
+    environment = _marked(env)
     with namespace.entered():
         try:
             # Python ignores SIGPIPE, and the caller holds signals back; a child would inherit both.
@@ -137,6 +152,15 @@ def stop(process: Process, *, grace_s: float = 10.0) -> bool:
 
     One that is gone already, or whose id now belongs to another, is left alone. Raises LabError if it does not end.
     """
+    return _end(process, (signal.SIGTERM, signal.SIGKILL), grace_s)
+
+
+def kill(process: Process, *, grace_s: float = 10.0) -> None:
+    """End a process without asking it. Else as `stop`."""
+    _end(process, (signal.SIGKILL,), grace_s)
+
+
+def _end(process: Process, numbers: Sequence[signal.Signals], grace_s: float) -> bool:
     try:
         descriptor = os.pidfd_open(process.pid)
     except ProcessLookupError:
@@ -145,13 +169,11 @@ def stop(process: Process, *, grace_s: float = 10.0) -> bool:
     try:
         if not process.is_alive():
             return True
-        signal.pidfd_send_signal(descriptor, signal.SIGTERM)
-        if _ended(descriptor, grace_s):
-            return True
-        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-        if not _ended(descriptor, grace_s):
-            raise LabError(f"{process.what} (process {process.pid}) does not end, not even when killed")
-        return False
+        for number in numbers:
+            signal.pidfd_send_signal(descriptor, number)
+            if _ended(descriptor, grace_s):
+                return number == numbers[0]
+        raise LabError(f"{process.what} (process {process.pid}) does not end, not even when killed")
     finally:
         os.close(descriptor)
         _reap(process.pid)
@@ -188,6 +210,10 @@ class Deadline:
         if time.monotonic() >= self.end_s:
             raise LabError(f"gave up waiting: {self.condition}")
         time.sleep(self.poll_s)
+
+
+def _marked(environment: Mapping[str, str] | None) -> dict[str, str]:
+    return {**(os.environ if environment is None else environment), MARK: "1"}
 
 
 def _ended(descriptor: int, timeout_s: float) -> bool:

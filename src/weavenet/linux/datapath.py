@@ -54,9 +54,9 @@ class FastDatapath:
         Where a short ID is gone or its way has changed, it may stand for another peer by now, so the MAC addresses
         learnt behind it are forgotten: the next frame to one of them floods, and its answer teaches the place anew.
         """
-        before = self.maps.observe().peers
-        self.maps.apply(forwarding)
-        moved = [short_id for short_id, remote in before.items() if forwarding.peers.get(short_id) != remote]
+        before = self.maps.observe()
+        self.maps.apply(forwarding, before)
+        moved = [short_id for short_id, remote in before.peers.items() if forwarding.peers.get(short_id) != remote]
         if moved:
             self.maps.forget_peers(moved)
 

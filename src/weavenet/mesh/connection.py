@@ -64,6 +64,8 @@ _GOB_OVERHEAD_BYTES = 24
 
 _PASSWORD_MISSING_THERE = "password specified, but peer requested an unencrypted connection"  # noqa: S105
 _PASSWORD_MISSING_HERE = "no password specificed, but peer requested an encrypted connection"  # noqa: S105
+# Whoever finds out first hangs up, so that the other sees nothing but that.
+_PASSWORDS_DIFFER = "is the password the same on both peers?"
 
 
 class LocalPeer(msgspec.Struct, frozen=True):
@@ -209,6 +211,11 @@ class Connection:
                 # Go reads length and content one after the other, and calls the end before either plain "EOF".
                 return self._error("EOF" if len(self._inbox) in {0, LENGTH_BYTES} else "unexpected EOF")
 
+    def broken(self, error: str) -> HandshakeError | ProtocolError:
+        """Return what it means that the connection broke here, for which the system has the word `error`."""
+        encrypting = self._stage is _Stage.KEY or (self._stage is _Stage.FEATURES and self._keys is not None)
+        return self._error(f"{error}; {_PASSWORDS_DIFFER}" if encrypting else error)
+
     # --- driven by time ---
 
     def next_deadline(self) -> float:
@@ -306,7 +313,10 @@ class Connection:
         content = self._inbox.take_frame(FEATURES_BYTES_MAX)
         if content is None:
             return None
-        plain = self._opener.open(content) if self._opener else content
+        try:
+            plain = self._opener.open(content) if self._opener else content
+        except ProtocolError as error:
+            raise HandshakeError(f"{error}; {_PASSWORDS_DIFFER}") from error
         return self._introduce(Decoder(plain).decode(FEATURES))
 
     def _read_features_v1(self) -> Introduced | None:

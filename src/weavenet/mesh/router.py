@@ -82,6 +82,7 @@ class MeshConfig(msgspec.Struct, frozen=True):
     min_version: int = VERSION_MIN
     max_version: int = VERSION_MAX
     overlays: str = "fastdp"
+    short_id: ShortID | None = None  # what others knew us by before a restart; None: a random one
 
 
 class Mesh:
@@ -98,7 +99,7 @@ class Mesh:
         self._channels = frozenset(channels)
         self._surrogate = SurrogateMemory()
         self._dialled_count = 0
-        short_id = ShortID(entropy.bits(SHORT_ID_BITS))
+        short_id = ShortID(entropy.bits(SHORT_ID_BITS)) if config.short_id is None else config.short_id
         self.topology = Topology(Peer(config.name, config.uid, nickname=config.nickname, short_id=short_id), entropy)
         self.routes = Routes(config.name)
         self._links = LocalConnections()
@@ -188,8 +189,8 @@ class Mesh:
         link = self._links.get(connection)
         if link is not None:
             reason: RemoteError = ProtocolError(error or "connection closed")
-            if not error and link.protocol is not None:
-                reason = link.protocol.end_of_stream()
+            if link.protocol is not None:
+                reason = link.protocol.broken(error) if error else link.protocol.end_of_stream()
             self._admission.end(link, reason, now, is_closed=True)
         return self._finish(now)
 
