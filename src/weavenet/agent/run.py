@@ -22,6 +22,7 @@ from weavenet.agent.api import make_control_application, make_status_application
 from weavenet.agent.attach import CniVerbs, KernelPods
 from weavenet.agent.config import AgentConfig
 from weavenet.agent.control import AgentControl
+from weavenet.agent.install import Place, keep_cni_files
 from weavenet.agent.loop import NodeLoop
 from weavenet.agent.peername import bridge_peer_name, machine_peer_name
 from weavenet.agent.reconcile import Reconciler
@@ -49,13 +50,16 @@ from weavenet.node.node import Node, NodeConfig
 from weavenet.node.targets import decode_targets
 
 
-async def run_agent(config: AgentConfig, log: logging.Logger) -> None:
-    """Run until SIGTERM or SIGINT. Raises WeavenetError where it cannot start, or when the disk fails."""
+async def run_agent(config: AgentConfig, log: logging.Logger, place: Place | None = None) -> None:
+    """Run until SIGTERM or SIGINT. Raises WeavenetError where it cannot start, or when the disk fails.
+
+    With a place, the container runtime is told of the network there, once CNI is served.
+    """
     with ExitStack() as stack:
         stack.enter_context(_lock_run_dir(config.run_dir))
         agent = _Agent(config, log, stack)
         await agent.prepare()
-        await agent.serve()
+        await agent.serve(place)
 
 
 def reset_host(config: AgentConfig, log: logging.Logger) -> None:
@@ -148,7 +152,7 @@ class _Agent:
         targets = await self._first_targets(stored)
         self._loop.take(node.start(stored, targets, read_clock()))
 
-    async def serve(self) -> None:
+    async def serve(self, place: Place | None) -> None:
         """Serve until a signal comes."""
         config, log = self._config, self._log
         control = AgentControl(self._loop, self._reporter.report)
@@ -177,6 +181,7 @@ class _Agent:
                     self._reconciler.keep_tables(self._loop.reconcile_wanted, self._loop.node.forwarding),
                     self._reconciler.keep_devices(),
                     cni.serve_forever(),
+                    *([keep_cni_files(place, log)] if place is not None else []),
                 ],
             )
         finally:
