@@ -165,8 +165,9 @@ def test_parameters_reach_the_agent() -> None:
     assert given["HOSTNAME"] == {"fieldRef": {"apiVersion": "v1", "fieldPath": "spec.nodeName"}}
 
 
-def test_the_init_container_is_told_only_what_it_can_use() -> None:
-    assert variables(pod(asked(*EVERYTHING))["initContainers"][0]) == {"HAIRPIN_MODE": "false"}
+def test_the_init_container_has_the_users_variables_and_no_secret() -> None:
+    given = variables(pod(asked(*EVERYTHING))["initContainers"][0])
+    assert given == {"HAIRPIN_MODE": "false", "WEAVE_MTU": "8916", "WEAVE_STATUS_ADDR": "0.0.0.0:6790"}
 
 
 def test_the_users_selinux_options_go_before_ours() -> None:

@@ -36,6 +36,7 @@ REFUSED = {
     ),
     "a password for all to read": ([("env.WEAVE_PASSWORD", "secret")], "use password-secret=NAME"),
     "a node's name for all nodes": ([("env.HOSTNAME", "node1")], "env.HOSTNAME cannot be set: it is the node's name"),
+    "peers by another name": ([("env.KUBE_PEERS", "10.0.0.1")], "env.KUBE_PEERS cannot be set: use known-peers=A,B"),
     "a range that is none": (
         [("env.IPALLOC_RANGE", "10.32.0.0")],
         "env.IPALLOC_RANGE: invalid CIDR address: 10.32.0.0",

@@ -27,9 +27,6 @@ SELECTOR: Final[dict[str, Value]] = {"name": "weave-net"}
 STATUS_ADDRESS: Final = "127.0.0.1:6784"
 _ANY_ADDRESS = ("", "0.0.0.0")  # noqa: S104 - recognised, not listened at
 
-# Which of the user's variables the init container has a use for.
-_INIT_VARIABLES = frozenset({"EXPECT_NPC", "HAIRPIN_MODE", "HOST_ROOT", "WEAVE_CNI_PLUGIN_DIR", "WEAVE_DEBUG"})
-
 _AGENT_CAPABILITIES: Final[list[Value]] = [
     # Directories for plugins and their configuration belong to other users on some nodes (Kubespray: `kube`), and to
     # write in them takes more than being root.
@@ -88,7 +85,7 @@ def _pod(options: ManifestOptions) -> dict[str, Value]:
 
 
 def _init_container(options: ManifestOptions) -> dict[str, Value]:
-    variables = _variables([pair for pair in _given(options) if pair[0] in _INIT_VARIABLES])
+    variables = _variables(_given(options))
     environment: dict[str, Value] = {"env": variables} if variables else {}
     return {
         "name": "weave-init",
@@ -115,6 +112,7 @@ def _agent_container(options: ManifestOptions) -> dict[str, Value]:
             {"name": "HOSTNAME", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "spec.nodeName"}}},
             {"name": "INIT_CONTAINER", "value": "true"},
             *_variables(_given(options)),
+            *_variables(_of_agent(options)),
             *_password(options.password_secret),
         ],
         **_probes(options),
@@ -135,15 +133,15 @@ def _agent_container(options: ManifestOptions) -> dict[str, Value]:
 
 
 def _given(options: ManifestOptions) -> list[tuple[str, str]]:
-    """Return the variables that come from parameters, without what needs a source of its own."""
-    given = dict(options.environment)
-    if options.known_peers:
-        given["KUBE_PEERS"] = " ".join(options.known_peers)
-    if not options.network_policy:
-        given["EXPECT_NPC"] = "0"
-    if options.keep_state:
-        given["WEAVE_KEEP_STATE"] = "1"
-    return sorted(given.items())
+    """Return the user's variables, and what the init container has to know as well."""
+    policy = () if options.network_policy else (("EXPECT_NPC", "0"),)
+    return list(dict([*options.environment, *policy]).items())
+
+
+def _of_agent(options: ManifestOptions) -> list[tuple[str, str]]:
+    peers = [("KUBE_PEERS", " ".join(options.known_peers))] if options.known_peers else []
+    keep = [("WEAVE_KEEP_STATE", "1")] if options.keep_state else []
+    return [*peers, *keep]
 
 
 def _variables(pairs: list[tuple[str, str]]) -> list[Value]:

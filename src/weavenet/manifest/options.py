@@ -33,6 +33,8 @@ _BOOLEANS = {"true": True, "1": True, "false": False, "0": False, "": False}
 _OURS = {
     "HOSTNAME": "it is the node's name",
     "INIT_CONTAINER": "it says that the init container has run",
+    "KUBE_PEERS": "use known-peers=A,B",
+    "WEAVE_KEEP_STATE": "use keep-state=true",
     "WEAVE_PASSWORD": "it would be readable in the DaemonSet, and in the log of whoever serves this; "
     "use password-secret=NAME",
 }
