@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from weavenet.agent.kube_env import init_container_ran, install_place, launch_arguments, wants_policy
+from weavenet.agent.main import main as weaver
 from weavenet.errors import ConfigError
 
 NODE = {"HOSTNAME": "node1"}
@@ -134,6 +135,14 @@ def test_variables_without_a_meaning_are_named() -> None:
 def test_a_bad_value_is_refused_with_the_variables_name(name: str, value: str) -> None:
     with pytest.raises(ConfigError, match=name):
         launch_arguments(NODE | {name: value})
+
+
+@pytest.mark.xfail(strict=False, reason="the Kubernetes part of the agent brings --kube-node and others")
+def test_the_agent_knows_every_flag() -> None:
+    everything = {"WEAVE_NO_FASTDP": "1", "WEAVE_KEEP_STATE": "1", "WEAVE_MTU": "1400", "IPALLOC_INIT": "observer"}
+    known = {name for option in weaver.params for name in option.opts}
+    used = {flag.partition("=")[0] for flag in flags(**everything, WEAVE_HTTP_ADDR="127.0.0.1:1")}
+    assert used <= known
 
 
 def test_where_cni_files_go_comes_from_the_environment_too() -> None:
