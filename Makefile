@@ -20,7 +20,15 @@ CFLAGS := -static -Os -std=c11 -Wall -Wextra -Werror
 # Debian keeps asm/types.h below the machine's own directory, where `-target bpf` does not look.
 BPF_CFLAGS := -O2 -g -target bpf -Wall -Werror -idirafter /usr/include/$(shell $(CC) -print-multiarch 2>/dev/null)
 
-.PHONY: help setup artifacts pins demo lab lab-down fmt lint unit sim fuzz kernel bench check test clean
+# The container image. With docker: make image IMAGE_BUILD='docker build'
+IMAGE ?= localhost/weavenet:$(shell sed -n 's/^VERSION = "\(.*\)"/\1/p' src/weavenet/version.py)
+BASE_IMAGE ?= debian:bookworm-slim
+IMAGE_BUILD ?= buildah bud --isolation chroot --network host
+# How this machine reaches packages, lent to the build as secrets; see the Dockerfile.
+LENT = $(if $(wildcard $(2)),--secret id=$(1)$(comma)src=$(2))
+comma := ,
+
+.PHONY: help setup artifacts pins image demo lab lab-down fmt lint unit sim fuzz kernel bench check test clean
 
 help: ## this list
 	awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +51,11 @@ pins: setup ## renew constraints.txt: versions and hashes of all we depend on, n
 	$(BIN)/pip-compile --quiet --upgrade --extra dev --generate-hashes --allow-unsafe --strip-extras --no-header \
 		--no-annotate --no-emit-index-url --no-emit-trusted-host --no-emit-find-links \
 		--output-file constraints.txt pyproject.toml
+
+image: ## the container image, with buildah; IMAGE and BASE_IMAGE name it and its base (see the Dockerfile)
+	$(IMAGE_BUILD) --build-arg BASE_IMAGE=$(BASE_IMAGE) \
+		$(call LENT,pip-configuration,/etc/pip.conf) $(call LENT,certificates,/etc/ssl/certs/ca-certificates.crt) \
+		--tag $(IMAGE) -f Dockerfile .
 
 demo: setup ## three hosts, pods that talk, a fourth host that joins; then everything is taken down (root)
 	$(BIN)/python -m weavenet.lab demo

@@ -5,7 +5,8 @@
     │   ├── AddressError
     │   │   └── SubnetError         a text is no subnet that addresses can be given from
     │   ├── PeerNameError
-    │   └── ConfigError
+    │   ├── ConfigError
+    │   └── ManifestError           a Kubernetes manifest was asked for that cannot be made
     ├── RemoteError                 a peer broke the protocol, or is not one; costs it the connection and nobody else
     │   ├── CodecError              bytes that do not decode
     │   │   ├── TruncatedError
@@ -76,6 +77,10 @@ class PeerNameError(InputError):
 
 class ConfigError(InputError):
     """The agent cannot start as configured."""
+
+
+class ManifestError(InputError):
+    """A Kubernetes manifest was asked for that cannot be made; says which parameter is wrong, and why."""
 
 
 # --- remote -----------------------------------------------------------------------------------------------------------

@@ -197,7 +197,7 @@ def test_a_request_that_the_core_cancels_is_an_error_with_words() -> None:
         async with running(disk_is_prompt=True) as agent:
             addresses, _ = addresses_of(agent)
             agent.loop.feed(i.ShutDown())
-            with pytest.raises(IpamError, match="no address became available"):
+            with pytest.raises(IpamError, match="no free address is left"):
                 await addresses.allocate("c1/eth0", None)
             assert await addresses.refusal() is not None
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from weavenet.address import Cidr, parse_subnet
+from weavenet.agent.artifacts import FASTDP_OBJECT, artifact
 from weavenet.errors import AddressError, ConfigError
 from weavenet.identity import PeerName, parse_peer_name
 from weavenet.ipam.modes import InitMode, parse_init_mode
@@ -17,7 +18,7 @@ DEFAULT_MTU_BYTES = 1376  # Weave's: the smallest known cloud underlay less VXLA
 DEFAULT_RANGE = "10.32.0.0/12"
 DEFAULT_STATE_DIR = Path("/var/lib/weavenet")
 DEFAULT_RUN_DIR = Path("/run/weavenet")
-DEFAULT_BPF_OBJECT = Path(__file__).parents[3] / "build" / "fastdp.o"
+DEFAULT_BPF_OBJECT = artifact(FASTDP_OBJECT)
 MTU_MIN, MTU_MAX = 576, 65485  # RFC 791's least; 65535 less the 50 bytes of VXLAN
 PORT_MAX = 65534  # the VXLAN port is one above
 IFNAME_LENGTH_MAX = 15  # IFNAMSIZ less the terminating zero

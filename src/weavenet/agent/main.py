@@ -12,6 +12,7 @@ import click
 import uvloop
 
 from weavenet.agent import config as c
+from weavenet.agent.install import Place
 from weavenet.agent.log import LEVEL_NAMES, open_log
 from weavenet.agent.run import reset_host, run_agent
 from weavenet.agent.sleeve import fork_forwarder
@@ -54,7 +55,10 @@ EXIT_FAILED = 1
 @click.option("--log-level", type=click.Choice(LEVEL_NAMES), default="info", show_default=True)
 @click.option("--reset", is_flag=True, help="Remove all that is ours from this host's kernel and disk, and exit.")
 @click.argument("peers", nargs=-1)
-def main(*, reset: bool, **given: Any) -> None:  # type: ignore[explicit-any]  # click's keywords, checked by Flags
+@click.pass_obj  # `weave-kube launch` says where the node's CNI files go
+def main(  # type: ignore[explicit-any]  # click's keywords, checked by Flags
+    place: Place | None, /, *, reset: bool, **given: Any
+) -> None:
     """Run a weavenet peer; PEERS are addresses, host[:port], of some that exist."""
     try:
         config = c.build_config(c.Flags(**given))
@@ -64,7 +68,7 @@ def main(*, reset: bool, **given: Any) -> None:  # type: ignore[explicit-any]  #
         else:
             log.info("weave  %s", VERSION)
             forwarder = fork_forwarder() if SLEEVE in config.overlays else None
-            uvloop.run(run_agent(config, log, forwarder))
+            uvloop.run(run_agent(config, log, forwarder, place))
     except WeavenetError as error:
         click.echo(f"weaver: {error}", err=True)
         sys.exit(EXIT_FAILED)

@@ -12,6 +12,7 @@ from weavenet.identity import UNKNOWN_PEER, PeerName, peer_name_from_bytes
 
 _SALT = b"9oBJ0Jmip-"  # Weave's, so that a host that ran it keeps its name
 _MACHINE_ID_FILES = ("etc/machine-id", "var/lib/dbus/machine-id")
+# Not the host's files but the kernel's, which are the same in every container; Weave reads them there, too.
 _UUID_FILES = ("sys/class/dmi/id/product_uuid", "sys/hypervisor/uuid")
 
 
@@ -20,10 +21,10 @@ def derive_peer_name(machine_id: bytes, bios_uuid: bytes) -> PeerName:
     return _as_mac(hashlib.sha256(_SALT + machine_id + bios_uuid).digest())
 
 
-def machine_peer_name(host_root: Path, entropy: Entropy) -> PeerName:
-    """Derive the name from the files below the host's root; random if the host has neither id."""
+def machine_peer_name(host_root: Path, entropy: Entropy, *, system_root: Path = Path("/")) -> PeerName:
+    """Derive the name from the machine's id, below the host's root, and the BIOS's; random if there is neither."""
     machine_id = _read_first(host_root, _MACHINE_ID_FILES)
-    bios_uuid = _read_first(host_root, _UUID_FILES)
+    bios_uuid = _read_first(system_root, _UUID_FILES)
     if machine_id or bios_uuid:
         return derive_peer_name(machine_id, bios_uuid)
     return _as_mac(entropy.octets(6))

@@ -23,6 +23,7 @@ from weavenet.agent.api import make_control_application, make_metrics_applicatio
 from weavenet.agent.attach import CniVerbs, KernelPods
 from weavenet.agent.config import AgentConfig
 from weavenet.agent.control import AgentControl
+from weavenet.agent.install import Place, keep_cni_files
 from weavenet.agent.loop import NodeLoop
 from weavenet.agent.peername import bridge_peer_name, machine_peer_name
 from weavenet.agent.reconcile import Reconciler
@@ -52,13 +53,19 @@ from weavenet.node.report import EXPOSED
 from weavenet.node.targets import FirstTargets, first_targets, remember_launch
 
 
-async def run_agent(config: AgentConfig, log: logging.Logger, forwarder: ForwarderProcess | None) -> None:
-    """Run until SIGTERM or SIGINT. Raises WeavenetError where it cannot start, or when the disk fails."""
+async def run_agent(
+    config: AgentConfig, log: logging.Logger, forwarder: ForwarderProcess | None, place: Place | None = None
+) -> None:
+    """Run until SIGTERM or SIGINT. Raises WeavenetError where it cannot start, or when the disk fails.
+
+    Without a forwarder there is no sleeve. With a place, the container runtime is told of the network there, once CNI
+    is served.
+    """
     with ExitStack() as stack:
         stack.enter_context(_lock_run_dir(config.run_dir))
         agent = _Agent(config, log, stack, forwarder)
         await agent.prepare()
-        await agent.serve()
+        await agent.serve(place)
 
 
 def reset_host(config: AgentConfig, log: logging.Logger) -> None:
@@ -158,7 +165,7 @@ class _Agent:
         self._loop.take(node.start(stored, targets, read_clock()))
         self._loop.take([Persist(remember_launch(config.peers, first))])  # behind what start may clear
 
-    async def serve(self) -> None:
+    async def serve(self, place: Place | None) -> None:
         """Serve until a signal comes."""
         config, log = self._config, self._log
         control = AgentControl(self._loop, self._reporter.report)
@@ -191,6 +198,7 @@ class _Agent:
                     self._reconciler.keep_devices(),
                     cni.serve_forever(),
                     *([self._sleeve.run()] if self._sleeve is not None else []),
+                    *([keep_cni_files(place, log)] if place is not None else []),
                 ],
             )
         finally:

@@ -1,9 +1,9 @@
 """The `weave` command: the door to the agent of this host.
 
 Commands are thin: each makes one request to the control API and prints the answer, so that what people see and what
-the agent says can never differ. Exit statuses and texts on standard error are those of Weave's script: 1 for misuse,
-refusals and an agent that was never started, 2 for one that has ended; results go to standard output and nothing else
-does.
+the agent says can never differ. (`weave manifest` asks no agent, and is a package of its own.) Exit statuses and texts
+on standard error are those of Weave's script: 1 for misuse, refusals and an agent that was never started, 2 for one
+that has ended; results go to standard output and nothing else does.
 
 Nothing is imported that a command does not need: `weave status` should feel like `ls`. Source: docs/protocol.md,
 "weave script".
@@ -16,6 +16,7 @@ import click
 
 from weavenet.cli import commands
 from weavenet.errors import AgentAwayError, ApiError
+from weavenet.manifest.command import manifest
 
 EXIT_FAILED = 1
 EXIT_ENDED = 2
@@ -59,7 +60,7 @@ def weave(context: click.Context, socket_path: str | None) -> None:
     context.obj = socket_path
 
 
-for _command in commands.ALL:
+for _command in (*commands.ALL, manifest):
     weave.add_command(_command)
 
 

@@ -3,14 +3,37 @@
 /proc/sys/net shows each reader its own namespace, thread by thread (net/sysctl_net.c), so there is no need for another
 /proc, nor for entering more than the network namespace. Not all settings are there on all kernels: without IPv6 there
 is no `net/ipv6`, and where a setting is not there, it need not be switched off.
+
+In a container that is not privileged, /proc/sys is mounted read-only. The manifest then mounts the node's /proc/sys/net
+below /host, writable; that it is the same view, thread by thread, holds there as well.
 """
 
+import os
+from functools import cache
 from pathlib import Path
 
 from weavenet.dataplane.model import NeighbourTimes
 from weavenet.errors import RefusedError
 
-_ROOT = "/proc/sys"
+_ROOTS = (Path("/proc/sys"), Path("/host/proc/sys"))
+
+
+@cache
+def _root() -> Path:
+    """Return where settings can be changed; where they can be read, if they can be changed nowhere."""
+    return writable_root(_ROOTS)
+
+
+def writable_root(roots: tuple[Path, ...]) -> Path:
+    """Return the first root whose `net` is not mounted read-only; the first of all if there is none."""
+    for root in roots:
+        try:
+            mounted = os.statvfs(root / "net")
+        except OSError:  # not there: not in a container
+            continue
+        if not mounted.f_flag & os.ST_RDONLY:
+            return root
+    return roots[0]
 
 
 def read_sysctl(*path: str) -> str | None:
@@ -19,7 +42,7 @@ def read_sysctl(*path: str) -> str | None:
     Raises RefusedError.
     """
     try:
-        return Path(_ROOT, *path).read_text().strip()
+        return _root().joinpath(*path).read_text().strip()
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -30,7 +53,7 @@ def write_sysctl(value: str, *path: str) -> bool:
     """Change a setting; False if this kernel has none by that name. Raises RefusedError."""
     try:
         # O_TRUNC has no meaning here, and "r+" is the mode without it that cannot create.
-        with Path(_ROOT, *path).open("rb+", buffering=0) as file:
+        with _root().joinpath(*path).open("rb+", buffering=0) as file:
             file.write(value.encode())
     except FileNotFoundError:
         return False
