@@ -85,6 +85,9 @@ class Overlays:
         self._connections: dict[ConnectionNumber, _Connection] = {}
         self._by_peer: dict[PeerName, ConnectionNumber] = {}
         self._early: dict[ConnectionUID, _EarlyHeartbeat] = {}  # oldest first
+        # What next_deadline answers, until a link hears or does something: it is asked after every input of the node.
+        self._deadline_s: float | None = None
+        self._deadline_is_known = False
 
     # --- inputs -------------------------------------------------------------------------------------------------------
 
@@ -164,7 +167,10 @@ class Overlays:
 
     def next_deadline(self) -> float | None:
         """Monotonic seconds at which handle_timer has something to do."""
-        return min((one.fastdp.next_deadline() for one in self._connections.values()), default=None)
+        if not self._deadline_is_known:
+            self._deadline_s = min((one.fastdp.next_deadline() for one in self._connections.values()), default=None)
+            self._deadline_is_known = True
+        return self._deadline_s
 
     def links(self) -> Mapping[PeerName, Link]:
         """Return how each peer with a connection is reached, in the order of names."""
@@ -195,7 +201,8 @@ class Overlays:
         return None
 
     def _settle(self, connection: _Connection, outputs: list[Output | OverlayEvent]) -> list[Output]:
-        """Put what follows from events in their place."""
+        """Put what follows from events in their place. The last step whenever something has happened to a link."""
+        self._deadline_is_known = False
         settled: list[Output] = []
         for output in outputs:
             if isinstance(output, OverlayEvent):
@@ -228,6 +235,7 @@ class Overlays:
 
     def _remove(self, connection: _Connection) -> list[Output]:
         del self._connections[connection.number]
+        self._deadline_is_known = False
         if self._by_peer.get(connection.remote_name) != connection.number:
             return []  # a newer connection with the same peer has taken over
         del self._by_peer[connection.remote_name]
