@@ -1,6 +1,7 @@
 """Whole meshes in memory: the bytes that one sends the other receives, and time is a number."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from random import Random
 from typing import Any
@@ -18,7 +19,6 @@ from mesh_world import (
     World,
     numbers,
 )
-from msgspec.structs import replace
 
 from weavenet.address import Address, Cidr, Endpoint
 from weavenet.effects import (

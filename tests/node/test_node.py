@@ -431,7 +431,7 @@ def test_malformed_gossip_ends_the_connection_it_came_by_and_costs_nobody_else_a
     before = second.node.ipam.owned()
     number = next(s.connection for s in second.node.mesh.connections() if s.name == first.name)
 
-    perform(world, first, first.node.mesh.send_unicast(IPAM_CHANNEL, second.name, b"\x01" + garbage, world.now()))
+    perform(world, first, first.node.mesh.send_unicast(IPAM_CHANNEL, second.name, b"\x01" + garbage, world.now(first)))
     world.run_until(world.now_s + 0.01)
 
     assert number not in {status.connection for status in second.node.mesh.connections()}
@@ -444,7 +444,7 @@ def test_malformed_gossip_ends_the_connection_it_came_by_and_costs_nobody_else_a
 def test_a_unicast_of_a_type_that_nobody_knows_is_no_crime() -> None:
     world, (first, second) = mesh_of(2)
     number = second.node.mesh.connections()[0].connection
-    perform(world, first, first.node.mesh.send_unicast(IPAM_CHANNEL, second.name, b"\x77later", world.now()))
+    perform(world, first, first.node.mesh.send_unicast(IPAM_CHANNEL, second.name, b"\x77later", world.now(first)))
     world.run_until(world.now_s + 1.0)
     assert second.node.mesh.connections()[0].connection == number
 
@@ -471,7 +471,7 @@ def test_a_node_without_ipam_passes_on_the_gossip_of_those_that_have_it() -> Non
     world.network.block(*ends_)
     world.network.block(*reversed(ends_))
     mesh_only = MeshConfig(hosts[relay].name, PeerUID(9), "host1")
-    effects = hosts[relay].boot(NodeConfig(mesh_only, None, 1376, 6784), "relay", world.now())
+    effects = hosts[relay].boot(NodeConfig(mesh_only, None, 1376, 6784), "relay", world.now(hosts[relay]))
     perform(world, hosts[relay], effects)
     for address in ends_:
         world.boot(hosts[address])

@@ -85,7 +85,7 @@ def in_world(count: int = 3, *, nickname: str = "") -> World:
             uid = PeerUID(99)
             ipam = IpamConfig(host.name, uid, nickname, RANGE, RANGE, Consensus(count))
             config = NodeConfig(MeshConfig(host.name, uid, nickname), ipam, 1376, 6784)
-            world._performer.perform(host, host.boot(config, "nick", world.now()))
+            world._performer.perform(host, host.boot(config, "nick", world.now(host)))
             world._rearm(host)
         else:
             world.boot(host)

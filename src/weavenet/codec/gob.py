@@ -54,6 +54,7 @@ __all__ = [
     "decode_one",
     "encode_one",
     "map_of",
+    "message_end",
     "optional",
     "slice_of",
     "uint",
@@ -178,6 +179,14 @@ def decode_one(schema: Schema[T], data: bytes) -> T:
     if not decoder.at_end:
         raise GobError("gob: more than one value in the stream")
     return value
+
+
+def message_end(data: bytes, start: int) -> int:
+    """Return where the message that starts there ends. Raises TruncatedError unless all of it is there."""
+    head = Cursor(data, start)
+    length = read_unsigned(head)
+    head.skip(length)
+    return head.position
 
 
 @lru_cache(maxsize=256)

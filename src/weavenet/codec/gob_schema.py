@@ -15,7 +15,7 @@ Source: docs/protocol.md, "The gob subset"; Go's encoding/gob, compatibleType in
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from operator import attrgetter
+from operator import attrgetter, not_
 from typing import Generic, TypeVar, cast
 
 import msgspec
@@ -75,6 +75,14 @@ class Schema(ABC, Generic[T]):
     def compile(self, type_id: int, types: TypeTable) -> Reader[T]:
         """Return a reader for values of a remote type. Raises GobError if that type cannot become ours."""
 
+    def writer(self) -> Callable[[bytearray, T], None]:
+        """Return what writes a value with the fewest calls; asked for once, by the type that this one is a part of."""
+        return self.write
+
+    def omitter(self) -> Callable[[T], bool]:
+        """Return `omits`, or what says the same with fewer calls."""
+        return self.omits
+
     def components(self) -> "Sequence[Schema[object]]":
         """Return the types that a definition of this one refers to."""
         return ()
@@ -100,11 +108,17 @@ class _Builtin(Schema[T]):
     def write(self, out: bytearray, value: T) -> None:
         self._write(out, value)
 
+    def writer(self) -> Callable[[bytearray, T], None]:
+        return self._write
+
     def zero(self) -> T:
         return self._zero
 
     def omits(self, value: T) -> bool:
         return not value
+
+    def omitter(self) -> Callable[[T], bool]:
+        return not_
 
     def compile(self, type_id: int, types: TypeTable) -> Reader[T]:
         assert self.builtin_id is not None
@@ -128,6 +142,9 @@ class _Uint(Schema[int]):
     def omits(self, value: int) -> bool:
         return not value
 
+    def omitter(self) -> Callable[[int], bool]:
+        return not_
+
     def compile(self, type_id: int, types: TypeTable) -> Reader[int]:
         _expect_builtin(type_id, UINT_ID, types)
         bits = self._bits
@@ -147,10 +164,11 @@ class _Slice(Schema[list[T]]):
     def __init__(self, element: Schema[T], name: str) -> None:
         self._element = element
         self._name = name
+        self._write_element = element.writer()
 
     def write(self, out: bytearray, value: list[T]) -> None:
         write_unsigned(out, len(value))
-        write = self._element.write
+        write = self._write_element
         for element in value:
             write(out, element)
 
@@ -185,12 +203,14 @@ class _Map(Schema[dict[K, V]]):
         self._key = key
         self._value = value
         self._name = name
+        self._write_key, self._write_value = key.writer(), value.writer()
 
     def write(self, out: bytearray, value: dict[K, V]) -> None:
         write_unsigned(out, len(value))
+        write_key, write_value = self._write_key, self._write_value
         for key, element in value.items():
-            self._key.write(out, key)
-            self._value.write(out, element)
+            write_key(out, key)
+            write_value(out, element)
 
     def zero(self) -> dict[K, V]:
         return {}
@@ -269,19 +289,25 @@ class Struct(Schema[T]):
         self._fields = tuple(fields)
         self._slots = {field.wire_name: (attributes.index(field.attribute), field.schema) for field in fields}
         self._writers = tuple(
-            (number, cast("Callable[[object], object]", attrgetter(field.attribute)), field.schema)
+            (
+                number,
+                cast("Callable[[object], object]", attrgetter(field.attribute)),
+                field.schema.omitter(),
+                field.schema.writer(),
+            )
             for number, field in enumerate(fields)
         )
+        assert len(fields) < 0x80, f"{cls}: field numbers must differ by less than what one byte can say"
         self._zeros = tuple((slot, schema.zero) for slot, schema in self._slots.values())
 
     def write(self, out: bytearray, value: T) -> None:
         """Append the fields that are not zero, and the end mark."""
         last = -1
-        for number, get, schema in self._writers:
+        for number, get, omits, write in self._writers:
             field = get(value)
-            if not schema.omits(field):
-                write_unsigned(out, number - last)
-                schema.write(out, field)
+            if not omits(field):
+                out.append(number - last)
+                write(out, field)
                 last = number
         out.append(0)
 

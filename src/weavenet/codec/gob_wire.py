@@ -15,6 +15,7 @@ subset", and Go's encoding/gob/doc.go.
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import msgspec
 
@@ -160,8 +161,7 @@ class TypeTable:
             raise GobError(f"gob: more than {TYPES_MAX} types in one stream")
         if body.remaining > DEFINITION_BYTES_MAX:
             raise GobError(f"gob: a type definition of {body.remaining} bytes")
-        self._types[type_id] = _read_wire_type(body)
-        body.finish()
+        self._types[type_id] = _read_definition(body.rest())
 
     def lookup(self, type_id: int) -> WireType | None:
         """Return what the stream defined under an id; None for built-in types. Raises GobError for unknown ids."""
@@ -234,6 +234,15 @@ def _skip_builtin(cursor: Cursor, type_id: int) -> None:
         read_unsigned(cursor)
         if type_id == COMPLEX_ID:
             read_unsigned(cursor)
+
+
+# Every stream begins with the same few definitions, 64 KiB each at the very most and 100 bytes if they are Weave's.
+@lru_cache(maxsize=256)
+def _read_definition(data: bytes) -> WireType:
+    body = Cursor(data)
+    wire = _read_wire_type(body)
+    body.finish()
+    return wire
 
 
 # The shape of a definition: a struct of which exactly one field is present, by which kind of type it defines.

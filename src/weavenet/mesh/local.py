@@ -9,6 +9,9 @@ packets once its overlay has *established* itself. What happens to it is decided
 Source: docs/protocol.md, "Connections of the local peer", and Weave's mesh connection.go and local_peer.go.
 """
 
+from collections.abc import Sequence
+from math import inf
+
 import msgspec
 
 from weavenet.address import Endpoint
@@ -42,6 +45,7 @@ class LocalConnection(msgspec.Struct, eq=False):
     trusted: bool  # whether we trust the remote's address
     local: Endpoint | None = None
     protocol: Connection | None = None  # None while dialling
+    due_s: float = inf  # the protocol's next deadline: asked for after every input, and changed by few
     name: PeerName | None = None  # the remote's, once it is registered; the topology holds it for us
     uid: ConnectionUID | None = None
     overlay_key: bytes | None = None
@@ -74,6 +78,9 @@ class LocalConnections:
         """Have none."""
         self._by_number: dict[ConnectionNumber, LocalConnection] = {}
         self._added: dict[PeerName, LocalConnection] = {}
+        # What `all` and `added` answer, until a connection begins, is added or ends: both are asked after every input.
+        self._all_in_order: list[LocalConnection] = []
+        self._added_in_order: list[LocalConnection] = []
 
     def __len__(self) -> int:
         return len(self._by_number)
@@ -91,18 +98,24 @@ class LocalConnections:
         """Return the connection to a peer that has been added, if there is one."""
         return self._added.get(name)
 
-    def all(self) -> list[LocalConnection]:
+    def all(self) -> Sequence[LocalConnection]:
         """Return every connection, in the order of their beginning as far as numbers tell."""
-        return [link for _, link in sorted(self._by_number.items())]
+        return self._all_in_order
 
-    def added(self) -> list[LocalConnection]:
+    def added(self) -> Sequence[LocalConnection]:
         """Return those that have been added, by the remote's name."""
-        return [link for _, link in sorted(self._added.items())]
+        return self._added_in_order
+
+    def _sort(self) -> None:
+        # New lists: whoever goes through the old ones may be ending connections on the way.
+        self._all_in_order = [link for _, link in sorted(self._by_number.items())]
+        self._added_in_order = [link for _, link in sorted(self._added.items())]
 
     def begin(self, link: LocalConnection) -> None:
         """Know a new connection."""
         assert link.number not in self._by_number, f"connection number {link.number} is used twice"
         self._by_number[link.number] = link
+        self._sort()
 
     def add(self, link: LocalConnection) -> None:
         """Make it the connection to its remote."""
@@ -110,6 +123,7 @@ class LocalConnections:
         assert link.name not in self._added
         link.added = True
         self._added[link.name] = link
+        self._sort()
 
     def end(self, link: LocalConnection) -> None:
         """Forget a connection."""
@@ -117,6 +131,7 @@ class LocalConnections:
         if link.added:
             assert link.name is not None
             del self._added[link.name]
+        self._sort()
 
     def connected(self) -> list[Connected]:
         """Return the added ones as the connector sees them."""
@@ -124,4 +139,7 @@ class LocalConnections:
 
     def first_failed(self) -> LocalConnection | None:
         """Return a connection that must end, if there is one."""
-        return next((link for link in self._by_number.values() if link.failure is not None), None)
+        for link in self._by_number.values():
+            if link.failure is not None:
+                return link
+        return None

@@ -9,12 +9,26 @@ docs/protocol.md, "Topology: Encoding", and Weave's mesh peer.go and peers.go.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from types import MappingProxyType
 
 import msgspec
-from msgspec.structs import replace
 
-from weavenet.codec.gob import BOOL, BYTES, STRING, UINT16, UINT64, Decoder, Encoder, Field, Struct, slice_of
+from weavenet.codec.gob import (
+    BOOL,
+    BYTES,
+    STRING,
+    UINT16,
+    UINT64,
+    Decoder,
+    Encoder,
+    Field,
+    Struct,
+    message_end,
+    slice_of,
+)
+from weavenet.errors import CodecError, GobError
 from weavenet.identity import (
     NAME_BYTES,
     SHORT_ID_COUNT,
@@ -34,6 +48,10 @@ ADDRESS_CHARACTERS_MAX = 256
 # An update is cut where it gets this long. A message may have 10 MiB, and the longest record that can have come to us
 # in one is no longer than that was.
 UPDATE_BYTES_MAX = 4 << 20
+# Records that are decoded once and not each time they are heard, 64 MiB of them at the very most. A record with 200
+# connections, which is Weave's limit, has 8 KiB.
+_KEPT_RECORDS_MAX = 4096
+_KEPT_RECORD_BYTES_MAX = 16 << 10
 
 
 class PeerConnection(msgspec.Struct, frozen=True):
@@ -44,15 +62,21 @@ class PeerConnection(msgspec.Struct, frozen=True):
     established: bool
 
 
-class Peer(msgspec.Struct, frozen=True):
-    """The record of a peer: what it says about itself, or the blanks of a placeholder."""
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The record of a peer: what it says about itself, or the blanks of a placeholder.
+
+    A dataclass, since a struct has no field that is not compared.
+    """
 
     name: PeerName
     uid: PeerUID = UNKNOWN_UID
     version: int = 0
     nickname: str = ""
     short_id: ShortID | None = None
-    connections: Mapping[PeerName, PeerConnection] = msgspec.field(default_factory=lambda: MappingProxyType({}))
+    connections: Mapping[PeerName, PeerConnection] = field(default_factory=lambda: MappingProxyType({}))
+    # What `encode_record` made of it: a record is written once and told many times. A replaced record has none.
+    encoded: bytes | None = field(default=None, init=False, repr=False, compare=False)
 
     def __str__(self) -> str:
         return f"{format_peer_name(self.name)}({self.nickname})"
@@ -127,7 +151,14 @@ def join_records(records: Iterable[bytes]) -> list[bytes]:
 
 
 def encode_record(peer: Peer) -> bytes:
-    """Write the two values of a record, without the definitions of their types."""
+    """Return the two values of a record, without the definitions of their types."""
+    if peer.encoded is None:
+        object.__setattr__(peer, "encoded", _encode_record(peer))
+    assert peer.encoded is not None
+    return peer.encoded
+
+
+def _encode_record(peer: Peer) -> bytes:
     summary = _PeerSummary(
         peer_name_to_bytes(peer.name),
         peer.nickname,
@@ -157,6 +188,46 @@ _KNOWING, _DEFINITIONS = _define()
 
 def decode_update(data: bytes) -> list[Peer]:
     """Read the records of an update, in order. Raises CodecError."""
+    records = _known_records(data)
+    return _decode_stream(data) if records is None else records
+
+
+def _known_records(data: bytes) -> list[Peer] | None:
+    """Read an update record by record, those that came before from memory; None if it is not made as ours are.
+
+    Every peer hears every record from most of its neighbours, again with each periodic gossip, and always the same
+    bytes: this is most of what a mesh at rest would otherwise decode. The definitions are all that joins the records of
+    a stream, so behind equal ones equal bytes are equal records.
+    """
+    if not data.startswith(_DEFINITIONS) or len(data) == len(_DEFINITIONS):
+        return None
+    peers: list[Peer] = []
+    position = len(_DEFINITIONS)
+    try:
+        while position < len(data):
+            end = message_end(data, message_end(data, position))
+            read = _decode_record if end - position <= _KEPT_RECORD_BYTES_MAX else _decode_record.__wrapped__
+            peer = read(data[position:end])
+            if _is_name(peer.name):
+                peers.append(peer)
+            position = end
+    except CodecError:
+        return None  # a mistake, or definitions between the records: whoever reads all of it will tell
+    return peers
+
+
+@lru_cache(maxsize=_KEPT_RECORDS_MAX)
+def _decode_record(record: bytes) -> Peer:
+    """Read the two values of a record, encoded as `encode_record` does it."""
+    decoder = Decoder(_DEFINITIONS + record)
+    peer = _read_peer(decoder.decode(_PEER_SUMMARY))
+    connections = _read_connections(decoder.decode(_CONNECTION_SUMMARIES))
+    if not decoder.at_end:
+        raise GobError("gob: more than one record")
+    return replace(peer, connections=connections)
+
+
+def _decode_stream(data: bytes) -> list[Peer]:
     decoder = Decoder(data)
     peers: list[Peer] = []
     while not decoder.at_end:

@@ -158,6 +158,7 @@ class Mesh:
             entropy=self._entropy,
             now=now,
         )
+        link.due_s = link.protocol.next_deadline()
         self._out.append(SendTcp(link.number, link.protocol.start()))
 
     def _trusts(self, remote: Endpoint) -> bool:
@@ -180,6 +181,7 @@ class Mesh:
                 if written:
                     self._out.append(SendTcp(connection, written))
                 self._handle(link, events, now)
+                link.due_s = link.protocol.next_deadline()
             except RemoteError as error:
                 self._admission.end(link, error, now)
         return self._finish(now)
@@ -262,16 +264,17 @@ class Mesh:
     def next_deadline(self) -> float | None:
         """When `handle_timer` has something to do, in monotonic seconds."""
         due = [self._upkeep.next_deadline(), self._connector.next_deadline()]
-        due += [link.protocol.next_deadline() for link in self._links.all() if link.protocol is not None]
+        due += [link.due_s for link in self._links.all()]
         return min((due_s for due_s in due if due_s is not None), default=None)
 
     def handle_timer(self, now: Now) -> list[Output]:
         """Do what is due."""
         for link in self._links.all():
-            if link.protocol is None or link.protocol.next_deadline() > now.monotonic_s:
+            if link.protocol is None or link.due_s > now.monotonic_s:
                 continue
             try:
                 written = link.protocol.handle_timer(now)
+                link.due_s = link.protocol.next_deadline()
                 if written:
                     self._out.append(SendTcp(link.number, written))
             except RemoteError as error:

@@ -14,6 +14,7 @@ A mapping from name to record is all that others see of it (routes.py takes it f
 "Topology", and Weave's mesh peers.go and peer.go.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
@@ -61,7 +62,6 @@ class Topology(Mapping[PeerName, Peer]):
         self._connections_count = 0
         self._generation = 0
         self._encoded = _Encoded(-1, frozenset(), [])
-        self._records: dict[PeerName, tuple[Peer, bytes]] = {}
         self.short_ids = ShortIDs()
         self._marks = _Marks()
         self._put(ourself)
@@ -113,7 +113,9 @@ class Topology(Mapping[PeerName, Peer]):
 
     def _publish(self, connections: dict[PeerName, PeerConnection]) -> None:
         us = self.ourself
-        self._put(replace(us, version=us.version + 1 & _VERSION_MASK, connections=MappingProxyType(connections)))
+        self._put(
+            dataclasses.replace(us, version=us.version + 1 & _VERSION_MASK, connections=MappingProxyType(connections))
+        )
 
     # --- local connections --------------------------------------------------------------------------------------------
 
@@ -142,18 +144,21 @@ class Topology(Mapping[PeerName, Peer]):
     def merge(self, data: bytes) -> Change:
         """Take in an update, all of it or nothing. Raises GossipError or CodecError, and then nothing changed."""
         summaries = decode_update(data)
+        # What is already here, as the same object, is no news: most of what a mesh at rest tells.
+        others = [summary for summary in summaries if self._peers.get(summary.name) is not summary]
         fresh: dict[PeerName, Peer] = {}
-        for summary in summaries:
+        for summary in others:
             if summary.name not in self._peers:
                 fresh.setdefault(summary.name, summary)
         for summary in summaries:
-            for remote in summary.connections:
-                if remote not in self._peers and remote not in fresh:
-                    fresh[remote] = Peer(remote)
-        self._check_room(len(fresh), sum(self._growth(summary) for summary in summaries))
+            if not summary.connections.keys() <= self._peers.keys():
+                for remote in summary.connections:
+                    if remote not in self._peers and remote not in fresh:
+                        fresh[remote] = Peer(remote)
+        self._check_room(len(fresh), sum(self._growth(summary) for summary in others))
         for peer in fresh.values():
             self._put(peer)
-        improved = {summary.name for summary in summaries if self._accept(summary, fresh)}
+        improved = {summary.name for summary in others if self._accept(summary, fresh)}
         change = self._settle()
         mentioned = {summary.name for summary in summaries}
         return replace(change, mentioned=tuple(sorted(mentioned)), improved=tuple(sorted(improved)))
@@ -184,7 +189,7 @@ class Topology(Mapping[PeerName, Peer]):
         """Jump past the version of a record that our previous process, or a peer with our name, spread."""
         us = self.ourself
         if summary.uid != us.uid and summary.version >= us.version:
-            self._put(replace(us, version=summary.version + 1 & _VERSION_MASK))
+            self._put(dataclasses.replace(us, version=summary.version + 1 & _VERSION_MASK))
             self._marks.ours = True
 
     def collect_garbage(self) -> Change:
@@ -205,16 +210,9 @@ class Topology(Mapping[PeerName, Peer]):
         Periodic gossip sends the same to a dozen neighbours in turn, so the last result is kept.
         """
         if (self._encoded.generation, self._encoded.names) != (self._generation, names):
-            records = [self._record(self._peers[name]) for name in sorted(names) if name in self._peers]
+            records = [encode_record(self._peers[name]) for name in sorted(names) if name in self._peers]
             self._encoded = _Encoded(self._generation, names, join_records(records))
         return self._encoded.updates
-
-    def _record(self, peer: Peer) -> bytes:
-        # Records are replaced whole, so the same object has the same bytes.
-        known = self._records.get(peer.name)
-        if known is None or known[0] is not peer:
-            known = self._records[peer.name] = (peer, encode_record(peer))
-        return known[1]
 
     # --- the table ----------------------------------------------------------------------------------------------------
 
@@ -241,7 +239,6 @@ class Topology(Mapping[PeerName, Peer]):
     def _drop(self, peer: Peer) -> None:
         self._unindex(peer.short_id, peer.name)
         del self._peers[peer.name]
-        self._records.pop(peer.name, None)
         self._generation += 1
         self._connections_count -= len(peer.connections)
 
@@ -272,7 +269,7 @@ class Topology(Mapping[PeerName, Peer]):
             # With every number in use we go on colliding; the next collection that frees some tries again.
             if drawn is not None:
                 us = self.ourself
-                self._put(replace(us, version=us.version + 1 & _VERSION_MASK, short_id=drawn))
+                self._put(dataclasses.replace(us, version=us.version + 1 & _VERSION_MASK, short_id=drawn))
                 self._marks.ours = True
         return self._take_marks()
 

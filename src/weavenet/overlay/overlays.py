@@ -98,6 +98,9 @@ class Overlays:
         self._connections: dict[ConnectionNumber, _Connection] = {}
         self._by_peer: dict[PeerName, ConnectionNumber] = {}
         self._early = EarlyHeartbeats()
+        # What next_deadline answers, until a link hears or does something: it is asked after every input of the node.
+        self._deadline_s: float | None = None
+        self._deadline_is_known = False
 
     # --- the mesh tells -----------------------------------------------------------------------------------------------
 
@@ -212,8 +215,11 @@ class Overlays:
 
     def next_deadline(self) -> float | None:
         """Monotonic seconds at which handle_timer has something to do."""
-        deadlines = (connection.next_deadline() for connection in self._connections.values())
-        return min((due for due in deadlines if due is not None), default=None)
+        if not self._deadline_is_known:
+            deadlines = (connection.next_deadline() for connection in self._connections.values())
+            self._deadline_s = min((due for due in deadlines if due is not None), default=None)
+            self._deadline_is_known = True
+        return self._deadline_s
 
     def links(self) -> Mapping[PeerName, Link]:
         """Return how each peer with a connection is reached, in the order of names."""
@@ -288,7 +294,8 @@ class Overlays:
         return outputs
 
     def _settle(self, connection: _Connection, name: str, said: Sequence[Said]) -> list[Output]:
-        """Put what follows from an overlay's events in their place."""
+        """Put what follows from an overlay's events in their place. The last step when something happened to one."""
+        self._deadline_is_known = False
         settled: list[Output] = []
         index = connection.switch.names.index(name)
         for output in said:
@@ -335,6 +342,7 @@ class Overlays:
         )
 
     def _remove(self, connection: _Connection) -> list[Output]:
+        self._deadline_is_known = False
         del self._connections[connection.number]
         if self._by_peer.get(connection.added.remote_name) != connection.number:
             return []  # a newer connection with the same peer has taken over

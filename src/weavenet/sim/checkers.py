@@ -9,7 +9,7 @@ every pair of nodes, and a broadcast from any node to every other exactly once.
 from collections import deque
 from collections.abc import Sequence
 
-from weavenet.address import Address, Cidr, format_address
+from weavenet.address import Address, Cidr, Range, format_address
 from weavenet.identity import PeerName, ShortID, format_peer_name
 from weavenet.overlay.forwarding import Forwarding
 from weavenet.sim.host import Host
@@ -25,34 +25,61 @@ class Ledger:
     def __init__(self) -> None:
         """Start with no containers."""
         self._owners: dict[Address, tuple[PeerName, str]] = {}
+        self._asked: dict[PeerName, dict[str, None]] = {}
+        self._disputed: list[Range] = []
+
+    def dispute(self, ranges: Sequence[Range]) -> None:
+        """An operator has given these ranges to two peers: what becomes of them is nobody's promise any more."""
+        self._disputed += ranges
+        for address in [address for address in self._owners if self.is_disputed(address)]:
+            del self._owners[address]
+
+    def is_disputed(self, address: Address) -> bool:
+        """Say whether an operator has given an address to two peers."""
+        return any(address in part for part in self._disputed)
+
+    def ask(self, name: PeerName, ident: str) -> None:
+        """A container asks for an address, perhaps again; it may never hear of it."""
+        self._asked.setdefault(name, {})[ident] = None
 
     def grant(self, host: Host, ident: str, cidr: Cidr) -> None:
         """Note that a container was told its address, and hold that against what others were told."""
         owner = (host.name, ident)
+        others = [address for address, other in self._owners.items() if other == owner and address != cidr.address]
+        if others:
+            raise InvariantError(f"{ident} was given {cidr}, and holds {format_address(others[0])} already")
+        if not host.disk.holds(ident, cidr):
+            raise InvariantError(
+                f"{cidr} was promised to {ident} on {format_peer_name(host.name)} before it was on disk"
+            )
+        if self.is_disputed(cidr.address):
+            return
         known = self._owners.setdefault(cidr.address, owner)
         if known != owner:
             raise InvariantError(
                 f"{format_address(cidr.address)} was given to {ident} on {format_peer_name(host.name)}, "
                 f"and belongs to {known[1]} on {format_peer_name(known[0])}",
             )
-        if not host.disk.holds(ident, cidr):
-            raise InvariantError(
-                f"{cidr} was promised to {ident} on {format_peer_name(host.name)} before it was on disk"
-            )
 
     def forget(self, name: PeerName, ident: str) -> None:
         """A container is gone."""
+        self._asked.get(name, {}).pop(ident, None)
         for address in [address for address, owner in self._owners.items() if owner == (name, ident)]:
             del self._owners[address]
 
     def forget_host(self, name: PeerName) -> None:
         """A machine is gone, and every container on it."""
+        self._asked.pop(name, None)
         for address in [address for address, owner in self._owners.items() if owner[0] == name]:
             del self._owners[address]
 
     def containers(self, name: PeerName) -> list[str]:
         """Return the containers of a host that hold an address."""
         return sorted({ident for owner, ident in self._owners.values() if owner == name})
+
+    def asked(self, name: PeerName) -> list[str]:
+        """Return the containers of a host that have asked and are not gone, with or without an answer."""
+        return list(self._asked.get(name, {}))
 
     def check_restored(self, host: Host) -> None:
         """After a restart every container still has its address."""
@@ -93,6 +120,22 @@ def _mesh_gap(hosts: Sequence[Host]) -> str | None:
         if sorted(host.node.mesh.routes.unicast) != sorted([host.name, *others]):
             return f"{format_peer_name(host.name)} has no route to some peer"
     return None
+
+
+def is_only_disputed(hosts: Sequence[Host], ledger: Ledger) -> bool:
+    """Say whether nodes differ about the owners of disputed ranges, and about those only.
+
+    Two heirs with as many free addresses each keep what they have taken over, and say nothing: equal versions are
+    decided by the greater number, and by "ours" if that is equal, too (docs/protocol/ipam.md, 2.5).
+    """
+    opinions: dict[Address, set[PeerName]] = {}
+    for host in hosts:
+        assert host.node is not None
+        assert host.node.ipam is not None
+        for entry in host.node.ipam.ring.entries:
+            opinions.setdefault(entry.token, set()).add(entry.peer)
+    differing = [token for token, peers in opinions.items() if len(peers) > 1]
+    return bool(differing) and all(ledger.is_disputed(token) for token in differing)
 
 
 def _ring_gap(hosts: Sequence[Host]) -> str | None:

@@ -14,9 +14,10 @@ from weavenet.identity import PeerName
 from weavenet.ipam.modes import Consensus, InitMode, Seed
 from weavenet.mesh.connector import Target
 from weavenet.node.inputs import Connect
-from weavenet.sim.checkers import InvariantError, unconverged
+from weavenet.sim.checkers import InvariantError, is_only_disputed, unconverged
 from weavenet.sim.host import Host
 from weavenet.sim.network import PERFECT, NetworkFaults
+from weavenet.sim.operators import Conduct, draw_conduct, still_owns, take_over_rightly, take_over_wrongly
 from weavenet.sim.world import World, host_address
 
 UNIVERSE = Cidr.parse("10.32.0.0/16")
@@ -27,6 +28,7 @@ STEP_S = 0.5
 SAFETY_S = 20.0
 LIVENESS_S = 900.0
 LIVENESS_STEP_S = 10.0
+CONFLICT_S = 60.0  # how long a mesh is watched that an operator has set at odds with itself
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -43,10 +45,16 @@ class Plan(msgspec.Struct, frozen=True):
     boot_rate: float  # per step and crashed host
     retire_rate: float  # a machine that never comes back
     container_rate: float  # per step and host
+    # Drawn after all the rest and apart from it, so that what came later leaves older seeds as they were.
+    clock_error_s: float  # up to this much, either way, per host
+    conduct: Conduct
+    misdeed_s: float  # when a hasty or rash operator acts
 
 
-def draw_plan(rng: random.Random, hosts: int) -> Plan:
+def draw_plan(seed: int, hosts: int) -> Plan:
     """Draw a run. Half of the runs are calm in any one respect, so that the others show by themselves."""
+    rng = random.Random(f"plan {seed}")  # noqa: S311 - replayable is the point
+    later = random.Random(f"later {seed}")  # noqa: S311 - the same
     names = tuple(PeerName(FIRST_NAME + index + 1) for index in range(hosts))
     mode: InitMode = Seed(names) if rng.random() < 0.25 else Consensus(hosts)
     return Plan(
@@ -66,6 +74,9 @@ def draw_plan(rng: random.Random, hosts: int) -> Plan:
         boot_rate=0.1,
         retire_rate=rng.choice([0.0, 0.004]),
         container_rate=rng.choice([0.02, 0.1]),
+        clock_error_s=later.choice([0.0, 0.5, 86_400.0]),
+        conduct=draw_conduct(later),
+        misdeed_s=later.uniform(SAFETY_S / 4, SAFETY_S * 3 / 4),
     )
 
 
@@ -83,10 +94,12 @@ class Run:
 
     def __init__(self, seed: int, hosts: int) -> None:
         """Draw the plan; nothing has happened yet."""
-        self.plan = draw_plan(random.Random(f"plan {seed}"), hosts)  # noqa: S311 - replayable is the point
+        self.plan = draw_plan(seed, hosts)
         self.world = World(seed, self.plan.universe, self.plan.mode)
+        self._later = random.Random(f"run {seed}")  # noqa: S311 - replayable is the point
         self._next_ident = 1
         self._retired: list[PeerName] = []
+        self._misdeed_is_due = not self.plan.conduct.is_right
 
     def play(self) -> Result:
         """Let anything fail, heal, and wait for the world to converge. Raises InvariantError."""
@@ -96,21 +109,40 @@ class Run:
         while world.now_s < SAFETY_S:
             world.run_until(world.now_s + STEP_S)
             self._misfortune()
+            self._operate()
             self._containers()
         self._heal()
+        problem = self._converge()
+        converged_s = world.now_s - SAFETY_S
+        if problem is None and self.plan.conduct is Conduct.CAREFUL and self._retired:
+            take_over_rightly(world, self._later, self._retired)
+            problem = self._converge()
+            self._containers()  # what was taken over is given out again
+            problem = problem or still_owns(world, self._retired) or self._converge()
+        return Result(problem, converged_s, world.events, world.trace())
+
+    def _converge(self) -> str | None:
+        """Wait until all is as it must become; say what is not."""
+        world = self.world
         deadline_s = world.now_s + LIVENESS_S
+        patience_s = world.now_s + CONFLICT_S
         while True:
             world.run_until(world.now_s + LIVENESS_STEP_S)
             problem = unconverged(world.running())
             if problem is None or world.now_s >= deadline_s:
-                break
-        return Result(problem, world.now_s - SAFETY_S, world.events, world.trace())
+                return problem
+            if world.now_s >= patience_s and not self.plan.conduct.is_right and self._is_operators_doing():
+                return None
+
+    def _is_operators_doing(self) -> bool:
+        return self.world.ring_conflicts > 0 or is_only_disputed(self.world.running(), self.world.ledger)
 
     def _place_hosts(self) -> None:
         world = self.world
         for index in range(1, self.plan.hosts + 1):
             known = (host_address(world.rng.randint(1, index - 1)),) if index > 1 else ()
             host = world.add_host(host_address(index), PeerName(FIRST_NAME + index), known)
+            host.clock_error_s = self._later.uniform(-1.0, 1.0) * self.plan.clock_error_s
             world.after(world.rng.random() * 2.0, partial(self._boot, host))
 
     def _boot(self, host: Host) -> None:
@@ -134,6 +166,20 @@ class Run:
             if host.node is None and rng.random() < plan.boot_rate:
                 world.boot(host)
 
+    def _operate(self) -> None:
+        """Do what a hasty or a rash operator does, once."""
+        world = self.world
+        if not self._misdeed_is_due or world.now_s < self.plan.misdeed_s or len(world.running()) < 3:
+            return
+        self._misdeed_is_due = False
+        lost, *heirs = self._later.sample(world.running(), 3)
+        if self.plan.conduct is Conduct.HASTY:
+            self._retire(lost.address)
+            take_over_wrongly(world, lost.name, heirs)
+        else:
+            world.lose_power(lost)
+            take_over_wrongly(world, lost.name, heirs[:1])
+
     def _partition(self) -> None:
         rng = self.world.rng
         addresses = sorted(self.world.hosts)
@@ -147,7 +193,7 @@ class Run:
                         self.world.network.block(far, near)
 
     def _retire(self, address: Address) -> None:
-        """A machine is lost with its disk. Somebody will take its ranges over, once."""
+        """A machine is lost with its disk."""
         world = self.world
         host = world.hosts[address]
         if host.node is not None:
@@ -162,8 +208,15 @@ class Run:
             if rng.random() >= self.plan.container_rate:
                 continue
             mine = self.world.ledger.containers(host.name)
+            asked = self.world.ledger.asked(host.name)
             if mine and rng.random() < 0.4:
                 self.world.release(host, rng.choice(mine))
+            elif asked and self._later.random() < 0.2:
+                # A runtime that lost patience, or its own memory, asks again, and must get what was given, if anything.
+                again = self._later.choice(asked)
+                if self._later.random() < 0.5:
+                    self.world.give_up(host, again)
+                self.world.allocate(host, again)
             else:
                 self.world.allocate(host, f"c{self._next_ident}/eth0")
                 self._next_ident += 1
@@ -189,12 +242,12 @@ class Run:
 
 
 def play(seed: int, hosts: int) -> tuple[int, Result]:
-    """Play one seed; a violation or a programmer's error is a result, too."""
+    """Play one seed; a violation or a programmer's error, of whatever kind, is a result, too."""
     run = Run(seed, hosts)
     try:
         return seed, run.play()
     except InvariantError as violation:
         problem = f"at {run.world.now_s:.3f} s: {violation}"
-    except AssertionError:
-        problem = f"at {run.world.now_s:.3f} s: assertion failed\n{traceback.format_exc()}"
+    except Exception:  # noqa: BLE001 - the seed must be told, and the others played
+        problem = f"at {run.world.now_s:.3f} s: a programmer's error\n{traceback.format_exc()}"
     return seed, Result(problem, 0.0, run.world.events, run.world.trace())

@@ -68,6 +68,7 @@ class Host:
         self.targets = targets
         self.disk = Disk()
         self.node: Node | None = None
+        self.clock_error_s = 0.0
         self.life = 0  # counts starts, so that what was meant for a former process is dropped
         self.effects_until_crash: int | None = None
         self.pipes: dict[ConnectionNumber, Pipe] = {}
@@ -106,7 +107,7 @@ class Performer:
         special: Callable[[Host, SendSpecialFrame], None],
         reply: Callable[[Host, Reply], None],
         crash: Callable[[Host], None],
-        trace: Callable[[Effect], None],
+        trace: Callable[[Host, Effect], None],
     ) -> None:
         """Name what each effect does in this world; `trace` sees every one that was performed."""
         self._dial, self._send, self._close = dial, send, close
@@ -121,7 +122,7 @@ class Performer:
                     return
                 host.effects_until_crash -= 1
             self._perform_one(host, effect)
-            self._trace(effect)
+            self._trace(host, effect)
 
     def _perform_one(self, host: Host, effect: Effect) -> None:
         match effect:

@@ -9,6 +9,7 @@ import hashlib
 import heapq
 import itertools
 import random
+from collections import deque
 from collections.abc import Callable
 
 from weavenet.address import Address, Cidr, Endpoint, format_address, parse_address
@@ -20,7 +21,9 @@ from weavenet.effects import (
     Done,
     Effect,
     Granted,
+    Note,
     Now,
+    Outcome,
     Refused,
     Reply,
     RequestNumber,
@@ -28,7 +31,7 @@ from weavenet.effects import (
     SendTcp,
     TookOver,
 )
-from weavenet.identity import PeerName, PeerUID
+from weavenet.identity import PeerName, PeerUID, format_peer_name
 from weavenet.ipam.allocator import IpamConfig
 from weavenet.ipam.modes import InitMode
 from weavenet.mesh.connector import Target
@@ -41,6 +44,9 @@ from weavenet.sim.network import DIAL_TIMEOUT_S, MESH_PORT, Network, Pipe
 
 WALL_START_S = 1_700_000_000.0
 SPECIAL_HEAD_BYTES = 32
+REMEMBERED_MAX = 1000
+# What a refused merge says (docs/protocol/ipam.md, 2.5, errors A, B and C).
+RING_CONFLICT_SIGNS = ("which I think I own", "Inconsistent entries for", "Received update for IP range I own")
 
 
 class World:
@@ -60,6 +66,10 @@ class World:
         self._order = itertools.count()
         self._trace = hashlib.blake2b(digest_size=16)
         self.events = 0
+        # What was answered, and what nodes had to say, lately: for whoever shows a run to people.
+        self.replies: deque[tuple[PeerName, str, Outcome]] = deque(maxlen=REMEMBERED_MAX)
+        self.notes: deque[tuple[PeerName, Note]] = deque(maxlen=REMEMBERED_MAX)
+        self.ring_conflicts = 0  # how often a node has said that another's ring contradicts its own
         self._performer = Performer(
             dial=self._dial,
             send=self._send,
@@ -84,9 +94,9 @@ class World:
             call()
         self.now_s = end_s
 
-    def now(self) -> Now:
-        """What a node is told of the time."""
-        return Now(monotonic_s=self.now_s, wall_s=WALL_START_S + self.now_s)
+    def now(self, host: Host) -> Now:
+        """What a node is told of the time: its wall clock may be wrong by any amount."""
+        return Now(monotonic_s=self.now_s, wall_s=WALL_START_S + self.now_s + host.clock_error_s)
 
     def trace(self) -> str:
         """Return a digest of all that has happened, in order."""
@@ -102,7 +112,7 @@ class World:
 
     def boot(self, host: Host) -> None:
         """Start the process of a host."""
-        now = self.now()
+        now = self.now(host)
         uid = PeerUID(self.rng.getrandbits(64) | 1)
         nickname = f"host{host.address & 0xFF}"
         config = NodeConfig(
@@ -141,8 +151,12 @@ class World:
         """Give a node an input and perform what it wants."""
         if host.node is None:
             return
-        self._note(f"{host.address} {happened!r}")
-        self._performer.perform(host, host.node.handle(happened, self.now()))
+        if isinstance(happened, i.TcpReceived):
+            self._note(f"{host.address} {happened.connection} received")
+            self._trace.update(happened.data)
+        else:
+            self._note(f"{host.address} {happened!r}")
+        self._performer.perform(host, host.node.handle(happened, self.now(host)))
         self._rearm(host)
 
     def running(self) -> list[Host]:
@@ -153,7 +167,14 @@ class World:
 
     def allocate(self, host: Host, ident: str) -> None:
         """A container starts and wants an address."""
+        self.ledger.ask(host.name, ident)
         self._ask(host, ident, lambda number: i.Allocate(number, ident, None, is_container=True))
+
+    def give_up(self, host: Host, ident: str) -> None:
+        """Whoever asked for a container has lost patience; the answer, if one comes, reaches nobody."""
+        for number in [number for number, waiting in host.waiting.items() if waiting.ident == ident]:
+            del host.waiting[number]
+            self.feed(host, i.Cancel(number))
 
     def release(self, host: Host, ident: str) -> None:
         """A container is gone. From here on nobody uses its address, whatever becomes of the request."""
@@ -162,7 +183,7 @@ class World:
 
     def take_over(self, host: Host, dead: PeerName) -> None:
         """An administrator says that a peer will not come back."""
-        self._ask(host, "", lambda number: i.TakeOver(number, f"{dead:012x}"))
+        self._ask(host, f"rmpeer {format_peer_name(dead)}", lambda number: i.TakeOver(number, format_peer_name(dead)))
 
     def _ask(self, host: Host, ident: str, make: Callable[[RequestNumber], i.Input]) -> None:
         number = RequestNumber(host.next_request)
@@ -174,6 +195,7 @@ class World:
         waiting = host.waiting.pop(reply.request, None)
         if waiting is None:
             return
+        self.replies.append((host.name, waiting.ident, reply.outcome))
         match reply.outcome:
             case Granted(addresses):
                 for cidr in addresses:
@@ -272,8 +294,16 @@ class World:
             host.timer_due_s = None
             self.feed(host, i.TimerFired())
 
-    def _trace_effect(self, effect: Effect) -> None:
+    def _trace_effect(self, host: Host, effect: Effect) -> None:
+        if isinstance(effect, SendTcp):
+            # As it is: to write all bytes as text took longer than to make them.
+            self._trace.update(b"%d sent" % effect.connection)
+            self._trace.update(effect.data)
+            return
         self._trace.update(repr(effect).encode())
+        if isinstance(effect, Note):
+            self.ring_conflicts += any(sign in effect.text for sign in RING_CONFLICT_SIGNS)
+            self.notes.append((host.name, effect))
 
     def _note(self, text: str) -> None:
         self._trace.update(f"{self.now_s:.9f} {text}".encode())
