@@ -41,11 +41,22 @@ from weavenet.dataplane.plan import (
     SetStp,
     SetUp,
 )
+from weavenet.dataplane.traffic import (
+    ForgetUdpFlows,
+    HostTraffic,
+    SetSwitch,
+    Switch,
+    Switches,
+    TrafficChange,
+    Transaction,
+)
 from weavenet.errors import KernelError
 from weavenet.linux import links
+from weavenet.linux.conntrack import forget_udp_flows
 from weavenet.linux.links import change_link, find_link, require_link
 from weavenet.linux.netlink import Group, Listener, Netlink, Request
 from weavenet.linux.netns import own_namespace
+from weavenet.linux.nft import Nftables, RuleWatch
 from weavenet.linux.pods import PodLinks
 from weavenet.linux.removal import Leftovers
 from weavenet.linux.routes import add_address, list_addresses, list_routes, remove_address, set_neighbour_times
@@ -53,8 +64,10 @@ from weavenet.linux.sysctl import (
     read_accept_ra,
     read_neighbour_times,
     read_promote_secondaries,
+    read_switch,
     write_accept_ra,
     write_promote_secondaries,
+    write_sysctl,
 )
 
 _DeviceChange = (
@@ -85,9 +98,11 @@ class LinuxKernel:
         self._netlink = Netlink()
         self._leftovers = Leftovers()
         self._pods = PodLinks(bridge, self._netlink, self._leftovers)
+        self._nftables = Nftables()
 
     def close(self) -> None:
         """Close the sockets; everything in the kernel stays."""
+        self._nftables.close()
         self._pods.close()
         self._netlink.close()
 
@@ -116,6 +131,38 @@ class LinuxKernel:
                 self._datapath.attach(require_link(self._netlink, name).index)
             case _:
                 self._netlink.execute(self._request(change))
+
+    # --- pods' traffic ------------------------------------------------------------------------------------------------
+
+    def observe_traffic(self) -> HostTraffic:
+        """Return how the host handles pods' traffic. Raises KernelError."""
+        self._assert_at_home()
+        table, forward = self._nftables.observe()
+        forwarding, netfilter, localnet = (
+            read_switch(switch.path(self._bridge))
+            for switch in (Switch.FORWARDING, Switch.BRIDGE_NETFILTER, Switch.ROUTE_LOCALNET)
+        )
+        return HostTraffic(table, forward, Switches(forwarding is True, netfilter, localnet))
+
+    def apply_traffic(self, change: TrafficChange) -> None:
+        """Make one change of a plan. Raises KernelError."""
+        self._assert_at_home()
+        match change:
+            case Transaction():
+                self._nftables.run(change)
+            case SetSwitch(switch, on):
+                write_sysctl(str(int(on)), *switch.path(self._bridge))
+            case ForgetUdpFlows(ports):
+                forget_udp_flows(ports)
+            case _:
+                assert_never(change)
+
+    def traffic_changes(self) -> Watch:
+        """Start watching nftables. Raises KernelError."""
+        self._assert_at_home()
+        return RuleWatch()
+
+    # --- the host's surroundings --------------------------------------------------------------------------------------
 
     def host_routes(self) -> tuple[HostRoute, ...]:
         """Return the IPv4 routes of the main table, in order. Raises KernelError."""

@@ -5,6 +5,7 @@
 is no `net/ipv6`, and where a setting is not there, it need not be switched off.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from weavenet.dataplane.model import NeighbourTimes
@@ -37,6 +38,12 @@ def write_sysctl(value: str, *path: str) -> bool:
     except OSError as error:
         raise _refused(f"set sysctl {'/'.join(path)} to {value}", error) from error
     return True
+
+
+def read_switch(path: Sequence[str]) -> bool | None:
+    """Say whether a setting is on, which is to say not 0; None if this kernel has none by that name."""
+    value = read_sysctl(*path)
+    return None if value is None else value != "0"
 
 
 def read_accept_ra(device: str) -> bool:

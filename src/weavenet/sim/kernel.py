@@ -61,6 +61,7 @@ from weavenet.dataplane.plan import (
 from weavenet.errors import KernelError, NamespaceError, RefusedError
 from weavenet.identity import ShortID
 from weavenet.overlay.forwarding import Forwarding
+from weavenet.sim.nft import FakeTraffic
 
 HOST_NAMESPACE = 0
 _MTU_MIN, _MTU_MAX = 68, 65535  # RFC 791; the largest IP packet
@@ -149,13 +150,14 @@ def never_refuse(operation: str) -> None:
     """Refuse nothing."""
 
 
-class FakeKernel:
+class FakeKernel(FakeTraffic):
     """The network of one simulated host."""
 
     def __init__(
         self, bridge: str, vxlan: str, datapath: FakeDatapath, refuse: Callable[[str], None] = never_refuse
     ) -> None:
         """Start with a host that has no devices."""
+        super().__init__(has_bridge=lambda: bridge in self._devices, refuse=refuse, hint=self._hint)
         self._bridge = bridge
         self._vxlan = vxlan
         self._datapath = datapath
@@ -164,6 +166,7 @@ class FakeKernel:
         self._namespaces: dict[int, dict[str, PodInterface]] = {}
         self._numbers = itertools.count(1)
         self._watches: list[FakeWatch] = []
+        self.traffic_changes = self.changes
         self.routes: list[HostRoute] = []
 
     # --- what others do on a host ---
