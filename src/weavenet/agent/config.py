@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weavenet.address import Cidr, parse_subnet
+from weavenet.agent.expose import ExposeOption, parse_expose_option
 from weavenet.errors import AddressError, ConfigError
 from weavenet.identity import PeerName, parse_peer_name
 from weavenet.ipam.modes import InitMode, parse_init_mode
@@ -71,6 +72,8 @@ class AgentConfig:
     host_root: Path
     status_address: str
     http_address: str
+    expose: ExposeOption | None
+    no_masq_local: bool
     log_level: str
 
     @property
@@ -158,6 +161,9 @@ class Flags:
     host_root: Path
     status_addr: str
     http_addr: str
+    expose_ip: str
+    no_masq_local: bool
+    expect_npc: bool
     log_level: str
     peers: tuple[str, ...]
 
@@ -194,6 +200,8 @@ def build_config(flags: Flags) -> AgentConfig:
         host_root=flags.host_root,
         status_address=flags.status_addr,
         http_address=flags.http_addr,
+        expose=parse_expose_option(flags.expose_ip, allocates=bool(flags.ipalloc_range)),
+        no_masq_local=flags.no_masq_local,
         log_level=flags.log_level,
     )
 

@@ -27,6 +27,7 @@ from weavenet.effects import (
     Now,
     Outcome,
     Persist,
+    PutValue,
     Reconcile,
     Reply,
     RequestNumber,
@@ -34,6 +35,7 @@ from weavenet.effects import (
     SendTcp,
     StoreChange,
 )
+from weavenet.ipam.restore import KEY_RING
 from weavenet.node import inputs as i
 from weavenet.node.node import Node
 
@@ -87,6 +89,7 @@ class NodeLoop:
         self.node = node
         self.reconcile_wanted = asyncio.Event()
         self.send_special_frame: Callable[[SendSpecialFrame], None] = lambda _: None
+        self.ring_changed: Callable[[], None] = lambda: None  # called when a new ring is on disk
         self.tcp: TcpActions | None = None
         self._read_clock = read_clock
         self._store = store
@@ -152,6 +155,8 @@ class NodeLoop:
         async with asyncio.timeout(STORE_TIMEOUT_S):
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self._store_thread, self._store.apply, tuple(changes))
+        if any(isinstance(change, PutValue) and change.key == KEY_RING for change in changes):
+            self.ring_changed()
         for effect in kept:
             self._perform(effect)
 

@@ -12,21 +12,24 @@ import fcntl
 import logging
 import os
 import signal
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from weavenet.address import Range
 from weavenet.agent.addresses import EXPOSED, NodeAddresses
 from weavenet.agent.api import make_control_application, make_status_application
 from weavenet.agent.attach import CniVerbs, KernelPods
 from weavenet.agent.config import AgentConfig
 from weavenet.agent.control import AgentControl
+from weavenet.agent.expose import Exposure
 from weavenet.agent.loop import NodeLoop
 from weavenet.agent.peername import bridge_peer_name, machine_peer_name
 from weavenet.agent.reconcile import Reconciler
 from weavenet.agent.reporting import Reporter
 from weavenet.agent.resolve import resolve_targets
+from weavenet.agent.traffic import Traffic
 from weavenet.dataplane.desired import HostSettings, vxlan_name
 from weavenet.dataplane.kernel import teardown
 from weavenet.dataplane.model import Bridge, bridge_mac, format_mac, overlapping_routes
@@ -135,7 +138,9 @@ class _Agent:
             vxlan_port=config.vxlan_port,
             addresses=exposed or None,
         )
+        self._traffic = Traffic(self._kernel, config.bridge, self._kernel_thread, log)
         self._reconciler = Reconciler(self._kernel, self._datapath, settings, self._kernel_thread, log)
+        self._reconciler.on_change = self._traffic.hint
         await self._reconciler.make_host()
         node = Node(self._node_config(name), self._entropy, read_clock())
         self._loop = NodeLoop(node, read_clock, self._store, self._store_thread, log)
@@ -144,15 +149,20 @@ class _Agent:
         self._loop.tcp = self._tcp
         self._open_special()
         self._listen_mesh()
-        self._reporter = Reporter(self._loop, self._kernel, self._datapath, self._reconciler, self._kernel_thread)
+        self._reporter = Reporter(
+            self._loop, self._kernel, self._datapath, (self._reconciler, self._traffic), self._kernel_thread
+        )
         targets = await self._first_targets(stored)
         self._loop.take(node.start(stored, targets, read_clock()))
+        self._wire_traffic()
+        await self._traffic.try_to_look()
 
     async def serve(self) -> None:
         """Serve until a signal comes."""
         config, log = self._config, self._log
         control = AgentControl(self._loop, self._reporter.report)
-        addresses = NodeAddresses(self._loop, self._reconciler.expose)
+        exposure = Exposure(self._reconciler, self._traffic, log)
+        exposure.addresses = addresses = NodeAddresses(self._loop, exposure.expose)
         pods = KernelPods(self._kernel, self._kernel_thread)
         verbs = CniVerbs(addresses, pods, log, bridge=config.bridge, mtu_bytes=config.mtu_bytes)
         cni = CniServer(config.cni_socket, verbs.handle, log)
@@ -176,6 +186,8 @@ class _Agent:
                     self._tcp.accept_forever(),
                     self._reconciler.keep_tables(self._loop.reconcile_wanted, self._loop.node.forwarding),
                     self._reconciler.keep_devices(),
+                    self._traffic.keep(),
+                    exposure.expose_at_start(config.expose),
                     cni.serve_forever(),
                 ],
             )
@@ -207,6 +219,18 @@ class _Agent:
         if not stored.allocations:
             raise ConfigError(f"{complaint}; choose another --ipalloc-range, the same on all peers")
         self._log.warning("%s: traffic to these addresses may not reach pods", complaint)
+
+    def _wire_traffic(self) -> None:
+        """Say where what is wanted of the host's rules comes from."""
+        ipam = self._loop.node.ipam
+
+        def ours() -> Sequence[Range] | None:
+            if not self._config.no_masq_local:
+                return None
+            return () if ipam is None else ipam.ring.owned_ranges()
+
+        self._traffic.ours = ours
+        self._loop.ring_changed = self._traffic.hint
 
     def _node_config(self, name: PeerName) -> NodeConfig:
         config = self._config

@@ -21,8 +21,10 @@ def programs() -> Path:
     return Path(sys.executable).parent
 
 
-def command(paths: Paths, host: HostRecord, *, peers: Sequence[str], consensus: int) -> list[str]:
-    """Return the command line of a host's agent, which is told only of `peers`."""
+def command(
+    paths: Paths, host: HostRecord, *, peers: Sequence[str], consensus: int, options: Sequence[str] = ()
+) -> list[str]:
+    """Return the command line of a host's agent, which is told only of `peers`; `options` are more flags."""
     return [
         str(programs() / "weaver"),
         f"--name={host.peer_name}",
@@ -36,6 +38,7 @@ def command(paths: Paths, host: HostRecord, *, peers: Sequence[str], consensus: 
         "--weave-bridge=weave",
         f"--mtu={MTU}",
         "--log-level=info",
+        *options,
         *peers,
     ]
 

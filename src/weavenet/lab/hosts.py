@@ -79,11 +79,13 @@ class Lab:
         network.make_host(self.namespace(host.name), self.paths.namespace(UNDERLAY), number, host.address)
         return host
 
-    def start_agent(self, host: HostRecord, *, peers: Sequence[str], consensus: int) -> None:
-        """Start a host's agent, told of `peers` only; return at once. Raises LabError."""
+    def start_agent(
+        self, host: HostRecord, *, peers: Sequence[str], consensus: int, options: Sequence[str] = ()
+    ) -> None:
+        """Start a host's agent, told of `peers` only, with more flags; return at once. Raises LabError."""
         with process.held():
             host.agent = process.start(
-                agents.command(self.paths, host, peers=peers, consensus=consensus),
+                agents.command(self.paths, host, peers=peers, consensus=consensus, options=options),
                 what=f"the agent of {host.name}",
                 namespace=self.namespace(host.name),
                 log=self.paths.log(host),

@@ -69,6 +69,7 @@ class FakeTraffic:
         self._handles = itertools.count(1)
         self._on = {Switch.FORWARDING: False, Switch.BRIDGE_NETFILTER: False, Switch.ROUTE_LOCALNET: False}
         self.forgotten_udp_ports: list[int] = []
+        self.nftables_problem = ""  # why nothing of nftables works; blank where it does
 
     # --- what others do on a host ---
 
@@ -93,6 +94,8 @@ class FakeTraffic:
     def observe_traffic(self) -> HostTraffic:
         """Return how the host handles pods' traffic."""
         self._refuse_traffic("read nftables")
+        if self.nftables_problem:
+            raise KernelError(self.nftables_problem)
         ruleset = self._ruleset
         return HostTraffic(
             table=None if ruleset.table is None else _read(ruleset.table),
