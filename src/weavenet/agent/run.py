@@ -24,6 +24,7 @@ from weavenet.agent.attach import CniVerbs, KernelPods
 from weavenet.agent.config import AgentConfig
 from weavenet.agent.control import AgentControl
 from weavenet.agent.expose import Exposure
+from weavenet.agent.hostports import KEY_HOST_PORTS, HostPorts, Owner
 from weavenet.agent.loop import NodeLoop
 from weavenet.agent.peername import bridge_peer_name, machine_peer_name
 from weavenet.agent.reconcile import Reconciler
@@ -38,7 +39,7 @@ from weavenet.drivers.cni import CniServer
 from weavenet.drivers.http import HttpListener
 from weavenet.drivers.store import Store
 from weavenet.drivers.tcp import TcpDriver
-from weavenet.effects import SendSpecialFrame
+from weavenet.effects import SendSpecialFrame, StoreChange
 from weavenet.errors import ConfigError, KernelError
 from weavenet.identity import PeerName, PeerUID, format_peer_name
 from weavenet.ipam.allocator import IpamConfig, StoredState
@@ -154,7 +155,7 @@ class _Agent:
         )
         targets = await self._first_targets(stored)
         self._loop.take(node.start(stored, targets, read_clock()))
-        self._wire_traffic()
+        await self._wire_traffic(stored)
         await self._traffic.try_to_look()
 
     async def serve(self) -> None:
@@ -163,8 +164,9 @@ class _Agent:
         control = AgentControl(self._loop, self._reporter.report)
         exposure = Exposure(self._reconciler, self._traffic, log)
         exposure.addresses = addresses = NodeAddresses(self._loop, exposure.expose)
-        pods = KernelPods(self._kernel, self._kernel_thread)
-        verbs = CniVerbs(addresses, pods, log, bridge=config.bridge, mtu_bytes=config.mtu_bytes)
+        verbs = CniVerbs(
+            addresses, self._pods, log, bridge=config.bridge, mtu_bytes=config.mtu_bytes, ports=self._host_ports
+        )
         cni = CniServer(config.cni_socket, verbs.handle, log)
         try:
             cni.listen()
@@ -220,8 +222,20 @@ class _Agent:
             raise ConfigError(f"{complaint}; choose another --ipalloc-range, the same on all peers")
         self._log.warning("%s: traffic to these addresses may not reach pods", complaint)
 
-    def _wire_traffic(self) -> None:
+    async def _wire_traffic(self, stored: StoredState) -> None:
         """Say where what is wanted of the host's rules comes from."""
+        self._pods = KernelPods(self._kernel, self._kernel_thread)
+
+        async def store(change: StoreChange) -> None:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._store_thread, self._store.apply, (change,))
+
+        async def connected() -> set[Owner]:
+            return {(port.container_id, port.ifname) for port in await self._pods.list_ports()}
+
+        self._host_ports = HostPorts(self._traffic.look, store, connected, self._log)
+        await self._host_ports.restore(stored.values.get(KEY_HOST_PORTS, b"[]"))
+        self._traffic.mappings = self._host_ports.mappings
         ipam = self._loop.node.ipam
 
         def ours() -> Sequence[Range] | None:

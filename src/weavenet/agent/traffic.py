@@ -48,7 +48,10 @@ class Traffic:
         self._wanted.set()
 
     async def look(self) -> None:
-        """Compare with the kernel, and put right what is not as it should be. Raises KernelError."""
+        """Compare with the kernel, and put right what is not as it should be.
+
+        Raises KernelError; `keep` then tries again by itself.
+        """
         ours = self.ours()
         ranges, mappings = None if ours is None else tuple(ours), self.mappings()
         unmasqueraded = frozenset(self.unmasqueraded)
@@ -62,7 +65,12 @@ class Traffic:
                 self._kernel, TrafficSettings(self._bridge, subnets, ranges, mappings, routes=routes)
             )
 
-        for change in await asyncio.get_running_loop().run_in_executor(self._thread, work):
+        try:
+            changes = await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        except KernelError:
+            self.hint()
+            raise
+        for change in changes:
             self._log.info("kernel: %s", change)
 
     async def try_to_look(self) -> bool:
@@ -96,7 +104,6 @@ class Traffic:
                 if await self.try_to_look():
                     retry_s = RETRY_S[0]
                 else:
-                    self._wanted.set()
                     await asyncio.sleep(retry_s)
                     retry_s = min(retry_s * 2, RETRY_S[1])
         finally:
