@@ -20,7 +20,14 @@ from concurrent.futures import Executor
 from typing import Protocol, TypeVar, assert_never
 
 from weavenet.address import Address, Cidr
-from weavenet.agent.checks import DEFAULT_ROUTE, interface_problems, port_problems, reservation_problems
+from weavenet.agent.checks import (
+    DEFAULT_ROUTE,
+    interface_problems,
+    limit_problems,
+    port_problems,
+    rate_limit,
+    reservation_problems,
+)
 from weavenet.agent.hostports import NoHostPorts, Owner, PortService, port_mappings
 from weavenet.cni.codes import Code
 from weavenet.cni.config import NetworkConfig
@@ -296,9 +303,14 @@ class CniVerbs:
             address=address,
             gateway=gateway,
             routes=tuple(PodRoute(route.destination, route.gateway) for route in call.config.ipam.routes),
-            mtu=call.config.mtu_bytes or self._mtu_bytes,
+            mtu=self._mtu(call.config),
             hairpin=call.config.hairpin,
+            ingress=rate_limit(call.config.bandwidth.ingress, self._mtu(call.config)),
+            egress=rate_limit(call.config.bandwidth.egress, self._mtu(call.config)),
         )
+
+    def _mtu(self, config: NetworkConfig) -> int:
+        return config.mtu_bytes or self._mtu_bytes
 
     def _require_our_bridge(self, config: NetworkConfig) -> None:
         if config.bridge != self._bridge:
@@ -358,6 +370,7 @@ class CniVerbs:
                 problems.append(f"interface {call.attachment.interface} is not in the container")
             else:
                 problems += interface_problems(call, held, interface)
+                problems += limit_problems(call.config.bandwidth, interface, self._mtu(call.config))
                 problems += port_problems(interface, await self._pods.list_ports(), self._bridge)
             if call.config.ports and held:
                 mappings = port_mappings(call.config.ports, held[0])

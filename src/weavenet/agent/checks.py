@@ -2,9 +2,12 @@
 
 from weavenet.address import Address, Cidr
 from weavenet.cni.request import Check
+from weavenet.cni.runtime import Bandwidth, Rate
+from weavenet.dataplane.limits import RateLimit
 from weavenet.dataplane.model import PodInterface, PodPort, format_mac
 
 DEFAULT_ROUTE = Cidr(Address(0), 0)
+_ETHERNET_HEADER_BYTES = 14
 
 
 def reservation_problems(call: Check, held: tuple[Cidr, ...]) -> list[str]:
@@ -39,6 +42,25 @@ def interface_problems(call: Check, held: tuple[Cidr, ...], interface: PodInterf
         if destination not in there and call.previous.lists_route(destination)
     ]
     return problems
+
+
+def rate_limit(rate: Rate | None, mtu_bytes: int) -> RateLimit | None:
+    """Return a limit as the kernel is told it. A burst that a full frame does not fit in would stop the pod dead."""
+    if rate is None:
+        return None
+    return RateLimit(rate.bits_per_s // 8, max(rate.burst_bits // 8, mtu_bytes + _ETHERNET_HEADER_BYTES))
+
+
+def limit_problems(bandwidth: Bandwidth, interface: PodInterface, mtu_bytes: int) -> list[str]:
+    """Say which limits are not as they should be."""
+    return [
+        f"the {direction} limit is {there or 'none'}, not {wanted}"
+        for direction, there, wanted in (
+            ("ingress", interface.ingress, rate_limit(bandwidth.ingress, mtu_bytes)),
+            ("egress", interface.egress, rate_limit(bandwidth.egress, mtu_bytes)),
+        )
+        if wanted is not None and there != wanted
+    ]
 
 
 def port_problems(interface: PodInterface, ports: tuple[PodPort, ...], bridge: str) -> list[str]:

@@ -18,7 +18,8 @@ from weavenet.errors import AddressError, CniError
 PORT_MAX = 65_535
 PORT_MAPPINGS_MAX = 1024
 PROTOCOLS = ("tcp", "udp", "sctp")
-BITS_PER_S_MAX = 8 << 40  # beyond the fastest of links; also keeps 64-bit rates of the kernel far off
+# Together they keep what may wait in the kernel's queue, 25 ms and the burst, within its 32 bits.
+BITS_PER_S_MAX, BURST_BITS_MAX = 800_000_000_000, 8 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +121,9 @@ def _parse_rate(direction: str, bits_per_s: int, burst_bits: int) -> Rate | None
     keys = f"{direction}Rate {bits_per_s}, {direction}Burst {burst_bits}"
     if bits_per_s == 0 or burst_bits == 0:
         raise _refused(keys, "Give both, or neither.")
-    if not 8 <= bits_per_s <= BITS_PER_S_MAX or burst_bits < 8:
-        raise _refused(keys, f"A rate is from 8 to {BITS_PER_S_MAX} bits per second, a burst at least 8 bits.")
+    if not (8 <= bits_per_s <= BITS_PER_S_MAX and 8 <= burst_bits <= BURST_BITS_MAX):
+        limits = f"A rate is from 8 to {BITS_PER_S_MAX} bits per second, a burst from 8 to {BURST_BITS_MAX} bits."
+        raise _refused(keys, limits)
     return Rate(bits_per_s, burst_bits)
 
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import NewType
 
 from weavenet.address import Address, Cidr, Range
+from weavenet.dataplane.limits import Limiter, RateLimit
 from weavenet.identity import NAME_BYTES, PeerName, peer_name_to_bytes
 
 MacAddress = NewType("MacAddress", int)
@@ -162,6 +163,7 @@ class HostNetwork:
     bridge: Bridge | Stranger | None = None
     vxlan: Vxlan | Stranger | None = None
     pods: tuple[PodPort, ...] = ()  # ascending
+    limiters: tuple[Limiter, ...] = ()  # ascending
 
 
 NOTHING = HostNetwork()
@@ -211,6 +213,8 @@ class PodLink:
     mtu: int
     hairpin: bool
     mac: MacAddress | None = None  # None: drawn at random
+    ingress: RateLimit | None = None  # of what goes to the pod
+    egress: RateLimit | None = None  # of what comes from it
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +229,8 @@ class PodInterface:
     routes: tuple[PodRoute, ...]  # of the main table, by destination; without what comes with an address by itself
     host_end: str  # name of the other end; blank if it is not in the host's namespace
     host_mac: MacAddress | None
+    ingress: RateLimit | None = None
+    egress: RateLimit | None = None
 
 
 def pod_alias(container_id: str, ifname: str, *, hairpin: bool) -> str:

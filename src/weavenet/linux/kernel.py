@@ -8,6 +8,7 @@ threads are, unless they were sent elsewhere, and those do not come back (netns.
 from typing import assert_never
 
 from weavenet.dataplane.kernel import Datapath, Watch
+from weavenet.dataplane.limits import parse_limiter
 from weavenet.dataplane.model import (
     DEVICE_ALIAS,
     Bridge,
@@ -53,6 +54,7 @@ from weavenet.dataplane.traffic import (
 from weavenet.errors import KernelError
 from weavenet.linux import links
 from weavenet.linux.conntrack import forget_udp_flows
+from weavenet.linux.limits import list_limiters
 from weavenet.linux.links import change_link, find_link, require_link
 from weavenet.linux.netlink import Group, Listener, Netlink, Request
 from weavenet.linux.netns import own_namespace
@@ -111,7 +113,9 @@ class LinuxKernel:
     def observe(self) -> HostNetwork:
         """Return all that is ours, or in our way. Raises KernelError."""
         self._assert_at_home()
-        return HostNetwork(self._observe_bridge(), self._observe_vxlan(), self.list_pods())
+        return HostNetwork(
+            self._observe_bridge(), self._observe_vxlan(), self.list_pods(), list_limiters(self._netlink)
+        )
 
     def apply(self, change: Change) -> None:
         """Make one change of a plan. Raises KernelError."""
@@ -196,7 +200,7 @@ class LinuxKernel:
         """Return the pods that are connected. Raises KernelError."""
         pods: list[PodPort] = []
         names: dict[int, str] = {0: ""}
-        for link in links.list_veths(self._netlink):
+        for link in links.list_links(self._netlink, "veth"):
             parsed = parse_pod_alias(link.alias)
             if parsed is None:
                 continue
@@ -272,7 +276,8 @@ class LinuxKernel:
         if link is None:
             return
         # The plan saw that it was ours, but that was then, and under this name.
-        if link.alias != DEVICE_ALIAS and parse_pod_alias(link.alias) is None:
+        is_pods = parse_pod_alias(link.alias) is not None or parse_limiter(name, link.alias) is not None
+        if link.alias != DEVICE_ALIAS and not is_pods:
             raise KernelError(f"will not delete {name}: it is not ours (its alias is {link.alias!r})")
         self._leftovers.remove_link(link.index, name)
 

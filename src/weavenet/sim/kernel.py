@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from weavenet.address import Cidr
 from weavenet.dataplane.kernel import Watch
+from weavenet.dataplane.limits import Limiter, limiter_alias, limiter_of, parse_limiter
 from weavenet.dataplane.model import (
     DEVICE_ALIAS,
     KERNEL_NEIGHBOUR_TIMES,
@@ -209,7 +210,7 @@ class FakeKernel(FakeTraffic):
     def observe(self) -> HostNetwork:
         """Return all that is ours, or in our way."""
         self._refuse("look at the host's devices")
-        return HostNetwork(self._observe_bridge(), self._observe_vxlan(), self.list_pods())
+        return HostNetwork(self._observe_bridge(), self._observe_vxlan(), self.list_pods(), self._observe_limiters())
 
     def host_routes(self) -> tuple[HostRoute, ...]:
         """Return the routes that were put into `routes`, and those that come with addresses."""
@@ -268,7 +269,15 @@ class FakeKernel(FakeTraffic):
             routes=sort_routes(pod_routes(link)),
             host_end=name,
             host_mac=host_mac,
+            ingress=link.ingress,
+            egress=link.egress,
         )
+        if link.egress is not None:
+            limiter = limiter_of(link.container_id, link.ifname)
+            self._devices.pop(limiter.name, None)
+            ifb = _Device(limiter.name, "ifb", next(self._numbers), self._draw_mac(), link.mtu, up=True)
+            ifb.alias = limiter_alias(limiter)
+            self._add(ifb)
         inside[link.ifname] = interface
         host_end = _Device(name, "veth", next(self._numbers), host_mac, link.mtu, up=True, master=self._bridge)
         host_end.alias = pod_alias(link.container_id, link.ifname, hairpin=link.hairpin)
@@ -280,6 +289,7 @@ class FakeKernel(FakeTraffic):
     def detach_pod(self, container_id: str, ifname: str, netns: int | None) -> bool:
         """Disconnect a pod; False if it was not connected."""
         self._refuse(f"disconnect container {container_id}")
+        self._devices.pop(limiter_of(container_id, ifname).name, None)
         for name in host_end_names(container_id, ifname):
             device = self._devices.get(name)
             if device is not None and device.kind == "veth" and self._belongs(device, container_id, ifname):
@@ -311,6 +321,10 @@ class FakeKernel(FakeTraffic):
         return tuple(sorted(pods))
 
     # --- observing ---
+
+    def _observe_limiters(self) -> tuple[Limiter, ...]:
+        found = (parse_limiter(device.name, device.alias) for device in self._devices.values())
+        return tuple(sorted(filter(None, found)))
 
     def _observe_bridge(self) -> Bridge | Stranger | None:
         device = self._devices.get(self._bridge)
@@ -359,7 +373,8 @@ class FakeKernel(FakeTraffic):
         device = self._devices.get(name)
         if device is None:
             return
-        if device.alias != DEVICE_ALIAS and parse_pod_alias(device.alias) is None:
+        is_pods = parse_pod_alias(device.alias) is not None or parse_limiter(name, device.alias) is not None
+        if device.alias != DEVICE_ALIAS and not is_pods:
             raise KernelError(f"will not delete {name}: it is not ours (its alias is {device.alias!r})")
         self._remove(device)
 
