@@ -122,3 +122,19 @@ def test_what_nftables_refuses_is_reported_until_it_works_and_the_address_is_the
         assert host.traffic.problems == ()
 
     run(scenario)
+
+
+def test_what_iptables_legacy_drops_is_reported_with_what_to_do_and_only_if_it_matters() -> None:
+    async def scenario(host: Host) -> None:
+        host.kernel.legacy_drops = True
+        await host.reconciler.make_host()
+        await host.traffic.look()
+        assert host.traffic.problems == ()
+        await host.exposure.expose(ONE)
+        [problem] = host.traffic.problems
+        assert "iptables-legacy -I FORWARD -i weave -j ACCEPT" in problem
+        host.kernel.legacy_drops = False
+        await host.traffic.look()
+        assert host.traffic.problems == ()
+
+    run(scenario)

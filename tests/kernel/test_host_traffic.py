@@ -263,3 +263,16 @@ def test_changes_print_as_the_commands_a_person_would_type():
     assert str(change) == (
         "nft flush map ip weavenet ports; add element ip weavenet ports { tcp . 80 : 10.32.0.5 . 8080 }"
     )
+
+
+@pytest.mark.kernel
+def test_a_legacy_forward_chain_that_drops_is_noticed_and_none_is_made_by_looking(real_host):
+    assert not real_host.kernel.legacy_forward_drops()
+    names = real_host.run("cat", "/proc/thread-self/net/ip_tables_names")
+    assert "filter" not in names
+    real_host.run("iptables-legacy", "-P", "FORWARD", "DROP")
+    real_host.run("iptables-legacy", "-A", "FORWARD", "-m", "conntrack", "--ctstate", "INVALID", "-j", "DROP")
+    assert real_host.kernel.legacy_forward_drops()
+    real_host.run("iptables-legacy", "-I", "FORWARD", "-i", "weave", "-j", "ACCEPT")
+    real_host.run("iptables-legacy", "-I", "FORWARD", "-o", "weave", "-j", "ACCEPT")
+    assert not real_host.kernel.legacy_forward_drops()

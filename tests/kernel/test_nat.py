@@ -47,9 +47,22 @@ def test_with_no_masq_local_pods_of_this_host_see_the_clients_own_address(node: 
     node.start_agent("--expose-ip", "auto", "--no-masq-local")
     one = node.pod("one", serve=80)
     node.serve("host2", 80)
-    assert node.ask("host2", one.address, 80) == f"one {CLIENT}"
+    node.wait(lambda: node.ask("host2", one.address, 80) == f"one {CLIENT}", "the client is masqueraded")
     assert node.ask("one", CLIENT, 80) == f"host2 {HOST}"
-    assert "10.32.0.0/12" in node.run("nft", "list", "set", "ip", "weavenet", "ours")
+
+
+def test_what_is_ours_follows_the_ring(node: NatHost) -> None:
+    node.start_agent("--expose-ip", "auto", "--no-masq-local")
+    node.wait(
+        lambda: "elements = { 10.32.0.0/12 }" in node.run("nft", "list", "set", "ip", "weavenet", "ours"),
+        "the whole range is not ours",
+    )
+    node.run("ip", "route", "delete", "10.32.0.0/12", where="host2")
+    node.lab.start_agent(node.client, peers=[HOST], consensus=2, options=["--expose-ip", "auto"])
+    node.wait(
+        lambda: "10.32.0.0/12" not in node.run("nft", "list", "set", "ip", "weavenet", "ours"), "ours stayed the whole"
+    )
+    assert "10.32.0.0/13" in node.run("nft", "list", "set", "ip", "weavenet", "ours")
 
 
 def test_the_rules_are_there_again_after_somebody_flushed_them_all(node: NatHost) -> None:

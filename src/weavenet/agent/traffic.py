@@ -12,6 +12,7 @@ refuses a rule, gets a line in the log and in `weave report`, and the next try.
 import asyncio
 import contextlib
 import logging
+import textwrap
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -25,6 +26,7 @@ from weavenet.errors import KernelError
 QUIET_S = 0.2
 LOOK_ANYWAY_S = 60.0
 RETRY_S = (1.0, 30.0)
+LOGGED_MAX = 200  # the whole table is two thousand characters, which is for the debug log
 
 
 class Traffic:
@@ -38,6 +40,7 @@ class Traffic:
         self._log = log
         self._wanted = asyncio.Event()
         self._problem = ""
+        self._obstacle = ""  # what we can see, and not change
         # Wired before the first look. `ours` gives None where outside clients are masqueraded for everybody.
         self.ours: Callable[[], Iterable[Range] | None] = lambda: None
         self.mappings: Callable[[], tuple[PortMapping, ...]] = tuple
@@ -56,22 +59,42 @@ class Traffic:
         ranges, mappings = None if ours is None else tuple(ours), self.mappings()
         unmasqueraded = frozenset(self.unmasqueraded)
 
-        def work() -> tuple[TrafficChange, ...]:
+        def work() -> tuple[tuple[TrafficChange, ...], bool]:
             bridge = self._kernel.observe().bridge
             addresses = bridge.addresses if isinstance(bridge, Bridge) else ()
             subnets = tuple(address.network for address in addresses if address not in unmasqueraded)
             routes = bool(addresses or mappings)
-            return reconcile_traffic(
-                self._kernel, TrafficSettings(self._bridge, subnets, ranges, mappings, routes=routes)
-            )
+            settings = TrafficSettings(self._bridge, subnets, ranges, mappings, routes=routes)
+            return reconcile_traffic(self._kernel, settings), routes and self._is_dropped()
 
         try:
-            changes = await asyncio.get_running_loop().run_in_executor(self._thread, work)
+            changes, is_dropped = await asyncio.get_running_loop().run_in_executor(self._thread, work)
         except KernelError:
             self.hint()
             raise
         for change in changes:
-            self._log.info("kernel: %s", change)
+            self._log.info("kernel: %s", textwrap.shorten(str(change), LOGGED_MAX, placeholder=" …"))
+            self._log.debug("kernel: %s", change)
+        self._note_obstacle(is_dropped=is_dropped)
+
+    def _is_dropped(self) -> bool:
+        try:
+            return self._kernel.legacy_forward_drops()
+        except KernelError as error:
+            self._log.debug("cannot tell whether pods' traffic is dropped: %s", error)
+            return False
+
+    def _note_obstacle(self, *, is_dropped: bool) -> None:
+        obstacle = ""
+        if is_dropped:
+            obstacle = (
+                "iptables-legacy's FORWARD drops what pods send through this host, and nftables cannot overrule it: "
+                f"iptables-legacy -I FORWARD -i {self._bridge} -j ACCEPT; "
+                f"iptables-legacy -I FORWARD -o {self._bridge} -j ACCEPT"
+            )
+        if obstacle and not self._obstacle:
+            self._log.warning("%s", obstacle)
+        self._obstacle = obstacle
 
     async def try_to_look(self) -> bool:
         """Look; what the kernel refuses becomes the problem of the day."""
@@ -117,4 +140,4 @@ class Traffic:
     @property
     def problems(self) -> tuple[str, ...]:
         """What stands between the kernel and what it should be."""
-        return (self._problem,) if self._problem else ()
+        return tuple(filter(None, (self._problem, self._obstacle)))

@@ -124,6 +124,10 @@ class Kernel(Protocol):
         """Start watching devices and addresses."""
         ...
 
+    def legacy_forward_drops(self) -> bool:
+        """Say whether rules that nftables does not see drop what pods send through this host."""
+        ...
+
     def traffic_changes(self) -> Watch:
         """Start watching nftables."""
         ...

@@ -71,6 +71,7 @@ from weavenet.linux.sysctl import (
     write_promote_secondaries,
     write_sysctl,
 )
+from weavenet.linux.xtables import legacy_forward_drops
 
 _DeviceChange = (
     AddAddress
@@ -160,6 +161,11 @@ class LinuxKernel:
                 forget_udp_flows(ports)
             case _:
                 assert_never(change)
+
+    def legacy_forward_drops(self) -> bool:
+        """Say whether rules that nftables does not see drop what pods send through this host. Raises KernelError."""
+        self._assert_at_home()
+        return legacy_forward_drops(self._bridge)
 
     def traffic_changes(self) -> Watch:
         """Start watching nftables. Raises KernelError."""

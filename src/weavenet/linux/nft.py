@@ -9,6 +9,8 @@ that does so; only the kernel thread calls.
 """
 
 import ctypes
+import errno
+import os
 import threading
 from functools import cache
 
@@ -79,28 +81,20 @@ class Nftables:
 
     def observe(self) -> tuple[Table | None, tuple[Rule, ...] | None]:
         """Return our table, and what is ours in iptables' FORWARD; None for what is not there. Raises KernelError."""
-        tables = {_word(item, "name") for item in self._list("list tables ip", "table")}
-        table = None
-        if TABLE in tables:
-            table = read_table(self._ask(f"list table ip {TABLE}"))
-        return table, self._forward() if _FILTER in tables else None
+        _library()  # that it is missing is another matter than that a table is
+        ours = self._ask(f"list table ip {TABLE}")
+        # Only this chain of that table, and not first a look at what there is: kube-proxy can have ten thousand chains.
+        theirs = self._ask(f"list chain ip {_FILTER} {_FORWARD}")
+        return None if ours is None else read_table(ours), None if theirs is None else read_forward(theirs)
 
-    def _forward(self) -> tuple[Rule, ...] | None:
-        chains = self._list("list chains ip", "chain")
-        if not any((_word(chain, "table"), _word(chain, "name")) == (_FILTER, _FORWARD) for chain in chains):
-            return None
-        rules = self._list(f"list chain ip {_FILTER} {_FORWARD}", "rule")
-        return tuple(
-            Rule(_word(rule, "comment"), handle=_number(rule, "handle"))
-            for rule in rules
-            if _word(rule, "comment").startswith(FORWARD_MARK)
-        )
-
-    def _list(self, command: str, kind: str) -> list[dict[object, object]]:
-        return _of_kind(self._ask(command), kind)
-
-    def _ask(self, command: str) -> str:
-        return self._run(command, command.replace("list", "read nftables", 1), _OUTPUT_JSON | _OUTPUT_HANDLE)
+    def _ask(self, command: str) -> str | None:
+        """Return what there is as JSON; None if there is no such thing."""
+        try:
+            return self._run(command, command.replace("list", "read nftables,", 1), _OUTPUT_JSON | _OUTPUT_HANDLE)
+        except KernelError as error:
+            if os.strerror(errno.ENOENT) in str(error):
+                return None
+            raise
 
     def _run(self, commands: str, purpose: str, flags: int = 0) -> str:
         library = _library()
@@ -184,6 +178,12 @@ def read_table(text: str) -> Table:
         tuple(sorted(sets, key=lambda part: part.name)),
         tuple(sorted(maps, key=lambda part: part.name)),
     )
+
+
+def read_forward(text: str) -> tuple[Rule, ...]:
+    """Read what `nft --json list chain` says of iptables' FORWARD, as far as it is ours."""
+    rules = (Rule(_word(rule, "comment"), handle=_number(rule, "handle")) for rule in _of_kind(text, "rule"))
+    return tuple(rule for rule in rules if rule.comment.startswith(FORWARD_MARK))
 
 
 def _of_kind(text: str, kind: str) -> list[dict[object, object]]:

@@ -69,6 +69,7 @@ class FakeTraffic:
         self._handles = itertools.count(1)
         self._on = {Switch.FORWARDING: False, Switch.BRIDGE_NETFILTER: False, Switch.ROUTE_LOCALNET: False}
         self.forgotten_udp_ports: list[int] = []
+        self.legacy_drops = False
         self.nftables_problem = ""  # why nothing of nftables works; blank where it does
 
     # --- what others do on a host ---
@@ -90,6 +91,10 @@ class FakeTraffic:
         self._hint_traffic()
 
     # --- what the agent does ---
+
+    def legacy_forward_drops(self) -> bool:
+        """Say no: there is no iptables-legacy here, unless a test says so."""
+        return self.legacy_drops
 
     def observe_traffic(self) -> HostTraffic:
         """Return how the host handles pods' traffic."""
