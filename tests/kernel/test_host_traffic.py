@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from weavenet.address import Address, Cidr, Endpoint, Range, parse_address
 from weavenet.dataplane.desired import HostSettings
 from weavenet.dataplane.kernel import reconcile, reconcile_traffic, teardown
-from weavenet.dataplane.model import MacAddress, Programs
+from weavenet.dataplane.model import NOTHING, MacAddress, Programs
 from weavenet.dataplane.nft import AddRule, DeleteTable, FillMap, PortMap, PortMapping, Protocol, make_rule
 from weavenet.dataplane.traffic import (
     ForgetUdpFlows,
@@ -24,6 +24,7 @@ from weavenet.dataplane.traffic import (
     plan_traffic,
 )
 from weavenet.errors import KernelError
+from weavenet.sim.kernel import FakeDatapath, FakeKernel
 
 DEVICES = HostSettings(mac=MacAddress(0x7A_00_00_00_00_01), programs=Programs("ingress-1", "egress-1"))
 RANGE = Cidr.parse("10.32.0.0/12")
@@ -167,6 +168,17 @@ def test_nothing_is_left_after_a_teardown_but_what_others_may_rely_on(ready):
     assert actual.switches.forwarding
     assert actual.switches.route_localnet is None
     assert teardown(ready.kernel, ready.datapath) == ()
+
+
+def test_a_teardown_without_nftables_still_removes_the_devices() -> None:
+    datapath = FakeDatapath(DEVICES.programs)
+    kernel = FakeKernel("weave", "vxlan-6784", datapath)
+    reconcile(kernel, DEVICES)
+    kernel.nftables_problem = "cannot load libnftables.so.1"
+    with pytest.raises(KernelError, match="cannot load"):
+        teardown(kernel, datapath)
+    assert kernel.observe() == NOTHING
+    assert datapath.discarded
 
 
 def test_a_watch_hears_of_changes_to_the_rules(ready):

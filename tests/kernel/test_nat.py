@@ -107,7 +107,15 @@ def test_a_reset_removes_the_rules_everywhere(node: NatHost) -> None:
     node.run("iptables-nft", "-P", "FORWARD", "DROP")
     node.start_agent("--expose-ip", "auto")
     node.wait(lambda: "weavenet: to pods" in node.rules(), "there is no rule in FORWARD")
+    node.pod(
+        "one",
+        portMappings=[{"hostPort": 80, "containerPort": 80, "protocol": "tcp"}],
+        bandwidth={"egressRate": 10**6, "egressBurst": 10**6},
+    )
+    assert "tcp . 80" in node.rules()
+    assert "wlimit" in node.run("ip", "link")
     node.lab.stop_agent(node.host)
     node.weaver("--reset")
     assert "weave" not in node.rules()
-    assert "weave" not in node.run("ip", "link")
+    assert "weave" not in node.run("ip", "-details", "link")
+    assert "wlimit" not in node.run("ip", "link")

@@ -144,10 +144,20 @@ def reconcile_traffic(kernel: Kernel, settings: TrafficSettings) -> tuple[Traffi
 
 
 def teardown(kernel: Kernel, datapath: Datapath) -> tuple[Change | TrafficChange, ...]:
-    """Remove everything of ours, pods' interfaces included, and return what was done."""
-    traffic = _settle_traffic(kernel, no_traffic)
+    """Remove everything of ours, pods' interfaces included, and return what was done. Raises KernelError.
+
+    Devices go even where the rules cannot be had, for lack of libnftables say; that is then what it raises.
+    """
+    refusal: KernelError | None = None
+    traffic: tuple[TrafficChange, ...] = ()
+    try:
+        traffic = _settle_traffic(kernel, no_traffic)
+    except KernelError as error:
+        refusal = error
     done = _settle_devices(kernel, lambda _: NOTHING)
     datapath.discard()
+    if refusal is not None:
+        raise refusal
     return (*traffic, *done)
 
 

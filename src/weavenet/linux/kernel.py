@@ -59,7 +59,7 @@ from weavenet.linux.links import change_link, find_link, require_link
 from weavenet.linux.netlink import Group, Listener, Netlink, Request
 from weavenet.linux.netns import own_namespace
 from weavenet.linux.nft import Nftables, RuleWatch
-from weavenet.linux.pods import PodLinks
+from weavenet.linux.pods import PodLinks, announce
 from weavenet.linux.removal import Leftovers
 from weavenet.linux.routes import add_address, list_addresses, list_routes, remove_address, set_neighbour_times
 from weavenet.linux.sysctl import (
@@ -134,6 +134,11 @@ class LinuxKernel:
                 write_promote_secondaries(require_link(self._netlink, name).name, promote=promote)
             case AttachPrograms(name):
                 self._datapath.attach(require_link(self._netlink, name).index)
+            case AddAddress(name, address):
+                self._netlink.execute(self._request(change))
+                # Another host may have had the address; whoever remembers its MAC address would go on asking there.
+                announcer = announce(name, require_link(self._netlink, name).mac, address)
+                self._leftovers.finish(announcer.close)
             case _:
                 self._netlink.execute(self._request(change))
 

@@ -214,7 +214,7 @@ class PodLinks:
                 *(add_route(index, link.ifname, route) for route in pod_routes(link)),
             )
         self._notice_carrier(host_end)
-        return _announce(link.ifname, mac, link.address)
+        return announce(link.ifname, mac, link.address)
 
     def _notice_carrier(self, device: str) -> None:
         """Have the kernel tell a device's bridge, now, that the device has a carrier."""
@@ -324,8 +324,11 @@ def _look(ifname: str) -> tuple[Link, tuple[Cidr, ...], tuple[PodRoute, ...]] | 
         return link, list_addresses(netlink, link.index), found
 
 
-def _announce(ifname: str, mac: MacAddress, address: Cidr) -> socket.socket:
-    """Send a gratuitous ARP request from an interface of the calling thread's network namespace."""
+def announce(ifname: str, mac: MacAddress, address: Cidr) -> socket.socket:
+    """Send a gratuitous ARP request from an interface of the calling thread's network namespace.
+
+    Returns the socket, whose closing takes the kernel a while, for whoever has time for it.
+    """
     opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
     raw_mac, raw_address = mac_to_bytes(mac), address_to_bytes(address.address)
     frame = b"\xff" * 6 + raw_mac + struct.pack("!H", _ETH_P_ARP)
