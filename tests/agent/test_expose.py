@@ -138,3 +138,18 @@ def test_what_iptables_legacy_drops_is_reported_with_what_to_do_and_only_if_it_m
         assert host.traffic.problems == ()
 
     run(scenario)
+
+
+def test_somebody_elses_change_of_the_rules_is_put_right_without_being_asked() -> None:
+    async def scenario(host: Host) -> None:
+        await host.exposure.expose(ONE)
+        host.traffic.hint()
+        keeping = asyncio.ensure_future(host.traffic.keep_looking())
+        host.kernel.flush_rules()
+        host.traffic.hint()
+        while host.kernel.observe_traffic().table is None:  # noqa: ASYNC110 - the fake does not know who waits
+            await asyncio.sleep(0.01)
+        keeping.cancel()
+        assert host.subnets() == ["10.32.0.0/12"]
+
+    run(scenario)

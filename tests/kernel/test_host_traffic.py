@@ -254,6 +254,23 @@ def test_a_plan_leads_from_any_state_to_any_other_in_one_transaction(
     assert sum(isinstance(change, Transaction) for change in changes) <= 1
 
 
+@given(st.booleans(), st.lists(TRAFFIC_SETTINGS, min_size=1, max_size=3))
+def test_whatever_was_wanted_before_a_host_becomes_what_is_wanted_now(
+    has_iptables: bool, wanted: list[TrafficSettings]
+):
+    kernel = FakeKernel("weave", "vxlan-6784", FakeDatapath(DEVICES.programs))
+    reconcile(kernel, DEVICES)
+    if has_iptables:
+        kernel.use_iptables()
+    for settings in wanted:
+        # Mappings that conflict never come this far; for the table only the same key twice is a conflict.
+        reconcile_traffic(kernel, settings)
+        actual = kernel.observe_traffic()
+        assert actual == desired_traffic(settings, actual)
+    teardown(kernel, FakeDatapath(DEVICES.programs))
+    assert kernel.observe_traffic().table is None
+
+
 @pytest.mark.parametrize(
     ("one", "other", "conflict"),
     [

@@ -114,24 +114,33 @@ class Traffic:
     async def keep(self) -> None:
         """Look after it, until cancelled."""
         loop = asyncio.get_running_loop()
-        watch = await loop.run_in_executor(self._thread, self._kernel.traffic_changes)
-        loop.add_reader(watch.fileno(), self._hinted, watch)
-        retry_s = RETRY_S[0]
         try:
-            while True:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_ANYWAY_S):
-                        await self._wanted.wait()
-                        await asyncio.sleep(QUIET_S)  # whoever changes one rule mostly changes some more
-                self._wanted.clear()
-                if await self.try_to_look():
-                    retry_s = RETRY_S[0]
-                else:
-                    await asyncio.sleep(retry_s)
-                    retry_s = min(retry_s * 2, RETRY_S[1])
+            watch = await loop.run_in_executor(self._thread, self._kernel.traffic_changes)
+        except KernelError as error:  # a kernel without nftables: then there is nothing to hear of
+            self._log.warning("cannot hear of changes to nftables, and look once a minute: %s", error)
+            await self.keep_looking()
+            return
+        loop.add_reader(watch.fileno(), self._hinted, watch)
+        try:
+            await self.keep_looking()
         finally:
             loop.remove_reader(watch.fileno())
             watch.close()
+
+    async def keep_looking(self) -> None:
+        """Look whenever something hints that it is worth it, and once a minute, until cancelled."""
+        retry_s = RETRY_S[0]
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_ANYWAY_S):
+                    await self._wanted.wait()
+                    await asyncio.sleep(QUIET_S)  # whoever changes one rule mostly changes some more
+            self._wanted.clear()
+            if await self.try_to_look():
+                retry_s = RETRY_S[0]
+            else:
+                await asyncio.sleep(retry_s)
+                retry_s = min(retry_s * 2, RETRY_S[1])
 
     def _hinted(self, watch: Watch) -> None:
         if watch.drain():
