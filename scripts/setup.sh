@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 # For running: iproute2 libbpf1 nftables. For the lab and the tests: the rest.
 packages="make gcc libc6-dev clang linux-libc-dev libbpf-dev python3-venv
           iproute2 libbpf1 nftables
-          iputils-ping iperf3 ethtool containerd runc containernetworking-plugins busybox-static"
+          iputils-ping iperf3 iptables ethtool containerd runc containernetworking-plugins busybox-static"
 venv=.venv
 stamp=$venv/.weavenet-setup
 

@@ -12,10 +12,12 @@ from msgspec.structs import replace
 
 from weavenet.address import Address, Cidr, parse_address
 from weavenet.agent.attach import CniVerbs, KernelPods, to_the_end
+from weavenet.agent.hostports import Owner
 from weavenet.cni.codes import Code
 from weavenet.cni.request import Sandbox, Version, parse_call
 from weavenet.cni.result import encode_versions
 from weavenet.dataplane.model import MacAddress, PodInterface, PodLink, PodPort, PodRoute, pod_routes
+from weavenet.dataplane.nft import PortMapping
 from weavenet.effects import Refused
 from weavenet.errors import CniError, IpamError, IpamWaitError, KernelError
 
@@ -132,6 +134,35 @@ class FakePods:
         return tuple(sorted(self.ports.values()))
 
 
+@dataclass
+class FakePorts:
+    """Takes any port but those in `taken`."""
+
+    happened: list[str]
+    published: dict[Owner, tuple[PortMapping, ...]] = field(default_factory=dict)
+    taken: int = 0
+    broken: str = ""
+
+    async def publish(self, owner: Owner, mappings: tuple[PortMapping, ...]) -> None:
+        if self.broken:
+            raise KernelError(self.broken)
+        if any(mapping.host_port == self.taken for mapping in mappings):
+            raise CniError(Code.HOST_PORT_TAKEN, f"host port {self.taken} is taken")
+        self.published[owner] = mappings
+        self.happened.append(f"publish {', '.join(map(str, mappings))}")
+
+    async def withdraw(self, owner: Owner) -> bool:
+        if self.broken:
+            raise KernelError(self.broken)
+        if self.published.pop(owner, None) is None:
+            return False
+        self.happened.append("withdraw")
+        return True
+
+    async def missing(self, owner: Owner, mappings: tuple[PortMapping, ...]) -> tuple[PortMapping, ...]:
+        return tuple(mapping for mapping in mappings if mapping not in self.published.get(owner, ()))
+
+
 class Node:
     """The verbs over the fakes, called as the driver calls them."""
 
@@ -139,7 +170,15 @@ class Node:
         self.happened: list[str] = []
         self.addresses = FakeAddresses(self.happened)
         self.pods = FakePods(self.happened)
-        self.verbs = CniVerbs(self.addresses, self.pods, logging.getLogger("test"), bridge="weave", mtu_bytes=1376)
+        self.ports = FakePorts(self.happened)
+        self.verbs = CniVerbs(
+            self.addresses,
+            self.pods,
+            logging.getLogger("test"),
+            bridge="weave",
+            mtu_bytes=1376,
+            ports=self.ports,
+        )
 
     async def until(self, happening: str) -> None:
         while happening not in self.happened:  # noqa: ASYNC110 - the fakes do not know who waits

@@ -54,7 +54,7 @@ class Host:
         self.kernel = FakeKernel("weave", "vxlan-6784", self.datapath, self.refuse)
         self.thread = HeldExecutor(is_open=True)
         self.reconciler = Reconciler(self.kernel, self.datapath, SETTINGS, self.thread, listed_log([]))
-        self.reporter = Reporter(agent.loop, self.kernel, self.datapath, self.reconciler, self.thread)
+        self.reporter = Reporter(agent.loop, self.kernel, self.datapath, (self.reconciler,), self.thread)
 
     def refuse(self, operation: str) -> None:
         if self.problem:

@@ -375,6 +375,19 @@ def test_a_new_pod_makes_itself_known_to_the_others(real_ready):
 
 
 @pytest.mark.kernel
+def test_a_new_address_of_the_bridge_makes_itself_known_to_pods(real_ready):
+    pod = real_ready.make_namespace()
+    real_ready.kernel.attach_pod(link_for(pod))
+    listener = run_in_namespace(pod, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0806)))
+    with listener:
+        listener.settimeout(5)
+        real_ready.kernel.apply(AddAddress("weave", Cidr.parse("10.32.0.1/12")))
+        frame = listener.recv(100)
+    address, mac = bytes([10, 32, 0, 1]), mac_to_bytes(SETTINGS.mac)
+    assert frame[14:42] == struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + mac + address + bytes(6) + address
+
+
+@pytest.mark.kernel
 def test_a_stale_address_elsewhere_is_corrected_by_the_new_owner(real_ready):
     asking, old, new = (real_ready.make_namespace() for _ in range(3))
     real_ready.kernel.attach_pod(link_for(asking, "a" * 64, address=Cidr.parse("10.32.0.9/12")))

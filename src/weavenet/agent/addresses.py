@@ -45,6 +45,22 @@ class NodeAddresses:
             case _:
                 raise IpamError(_reason(outcome))
 
+    async def claim(self, ident: str, address: Cidr) -> None:
+        """Give an identifier this very address; without IPAM there is nobody to ask. Raises IpamError."""
+        if self._loop.node.ipam is None:
+            return
+        outcome = await self._loop.request(
+            lambda number: i.Claim(number, ident, address, is_container=ident != EXPOSED, no_error_on_unknown=False),
+            ALLOCATE_S,
+        )
+        match outcome:
+            case Done():
+                return
+            case Cancelled():
+                raise IpamError(f"{address} could not be claimed within {ALLOCATE_S:.0f} s; {self._why_waiting()}")
+            case _:
+                raise IpamError(_reason(outcome))
+
     async def release(self, ident: str) -> None:
         """Free all that an identifier holds. Raises IpamError."""
         outcome = await self._loop.request(lambda number: i.Release(number, ident), RELEASE_S)

@@ -12,6 +12,7 @@ address and its interface and returns them, as Weave did; a DEL of what is gone 
 """
 
 import asyncio
+import contextlib
 import logging
 import weakref
 from collections.abc import Callable, Coroutine, Mapping
@@ -19,6 +20,15 @@ from concurrent.futures import Executor
 from typing import Protocol, TypeVar, assert_never
 
 from weavenet.address import Address, Cidr
+from weavenet.agent.checks import (
+    DEFAULT_ROUTE,
+    interface_problems,
+    limit_problems,
+    port_problems,
+    rate_limit,
+    reservation_problems,
+)
+from weavenet.agent.hostports import NoHostPorts, Owner, PortService, port_mappings
 from weavenet.cni.codes import Code
 from weavenet.cni.config import NetworkConfig
 from weavenet.cni.request import (
@@ -38,8 +48,6 @@ from weavenet.dataplane.kernel import Kernel
 from weavenet.dataplane.model import PodInterface, PodLink, PodPort, PodRoute, format_mac
 from weavenet.effects import Refused
 from weavenet.errors import CniError, IpamError, IpamWaitError, KernelError
-
-_DEFAULT_ROUTE = Cidr(Address(0), 0)
 
 _T = TypeVar("_T")
 
@@ -144,11 +152,19 @@ class CniVerbs:
     """Answers CNI calls: the handler of drivers/cni.py."""
 
     def __init__(
-        self, addresses: AddressService, pods: PodNetwork, log: logging.Logger, *, bridge: str, mtu_bytes: int
+        self,
+        addresses: AddressService,
+        pods: PodNetwork,
+        log: logging.Logger,
+        *,
+        bridge: str,
+        mtu_bytes: int,
+        ports: PortService | None = None,
     ) -> None:
         """Serve one bridge; `mtu_bytes` is what pods get unless their configuration says otherwise."""
         self._addresses = addresses
         self._pods = pods
+        self._ports = ports or NoHostPorts()
         self._log = log
         self._bridge = bridge
         self._mtu_bytes = mtu_bytes
@@ -208,16 +224,18 @@ class CniVerbs:
             existing = await self._inspect(netns, call.attachment.interface)
             if existing is not None:
                 return await self._answer_again(call, held, existing)
-        connecting = False
+        connecting = connected = False
         try:
             address = await self._allocate(ident, call.config.ipam.subnet)
             gateway = await self._gateway(call.config, address)
             connecting = True
             interface = await self._connect(self._link(call, netns, address, gateway))
+            connected = True
+            await self._publish(call, address)
         except BaseException as error:
             # With a cause, the kernel had refused by itself, and what is in the pod now is not of this call.
             interrupted = connecting and isinstance(error, asyncio.CancelledError) and error.__cause__ is None
-            await self._undo_add(call.attachment, detach=interrupted, release=not held)
+            await self._undo_add(call.attachment, detach=connected or interrupted, release=not held)
             raise
         self._log.info("ADD %s for %s: %s, %s", ident, call.pod, address, interface.host_end)
         return encode_result(_result_of(call, address, gateway, interface), call.version, call.previous)
@@ -231,6 +249,11 @@ class CniVerbs:
                 raise CniError(Code.INTERFACE_EXISTS, message, str(error)) from error
             raise CniError(Code.KERNEL_REFUSED, f"cannot connect the container: {error}") from error
 
+    async def _publish(self, call: Add, address: Cidr) -> None:
+        if call.config.ports:  # most pods have none, and then nothing is looked at
+            mappings = port_mappings(call.config.ports, address)
+            await to_the_end(self._ports.publish(_owner(call.attachment), mappings))
+
     async def _answer_again(self, call: Add, held: tuple[Cidr, ...], existing: PodInterface) -> bytes:
         """Answer an ADD that was done before, when its answer was lost."""
         addresses = [address for address in held if address in existing.addresses]
@@ -240,6 +263,7 @@ class CniVerbs:
             message = f"interface {call.attachment.interface} exists in the container already, and is not ours"
             raise CniError(Code.INTERFACE_EXISTS, message, "Call DEL first, or choose another CNI_IFNAME.")
         gateway = await self._gateway(call.config, addresses[0])
+        await self._publish(call, addresses[0])
         self._log.info("ADD %s again: %s, %s", call.attachment.ident, addresses[0], existing.host_end)
         return encode_result(_result_of(call, addresses[0], gateway, existing), call.version, call.previous)
 
@@ -279,9 +303,14 @@ class CniVerbs:
             address=address,
             gateway=gateway,
             routes=tuple(PodRoute(route.destination, route.gateway) for route in call.config.ipam.routes),
-            mtu=call.config.mtu_bytes or self._mtu_bytes,
+            mtu=self._mtu(call.config),
             hairpin=call.config.hairpin,
+            ingress=rate_limit(call.config.bandwidth.ingress, self._mtu(call.config)),
+            egress=rate_limit(call.config.bandwidth.egress, self._mtu(call.config)),
         )
+
+    def _mtu(self, config: NetworkConfig) -> int:
+        return config.mtu_bytes or self._mtu_bytes
 
     def _require_our_bridge(self, config: NetworkConfig) -> None:
         if config.bridge != self._bridge:
@@ -291,6 +320,8 @@ class CniVerbs:
     async def _undo_add(self, attachment: Attachment, *, detach: bool, release: bool) -> None:
         async def undo() -> None:
             if detach:
+                with contextlib.suppress(KernelError):  # it is tried again, and shown until it works
+                    await self._ports.withdraw(_owner(attachment))
                 # Without the namespace: only what carries our alias goes, not what was in the pod before.
                 await self._pods.detach(attachment.container_id, attachment.interface, None)
             if release:
@@ -310,6 +341,7 @@ class CniVerbs:
         if call.plugin is Plugin.NET:
             # Never into the host's own namespace, where CNI_IFNAME may well be the host's uplink.
             netns = None if call.sandbox.is_hosts_own else call.sandbox.descriptor
+            await to_the_end(self._ports.withdraw(_owner(attachment)))
             # An address may be in use for as long as the interface is there, so failing here keeps it reserved.
             if not await to_the_end(self._pods.detach(attachment.container_id, attachment.interface, netns)):
                 self._log.info("DEL %s: there was no interface", attachment.ident)
@@ -329,7 +361,7 @@ class CniVerbs:
 
     async def _check(self, call: Check) -> None:
         held = await self._addresses.lookup(call.attachment.ident)
-        problems = _reservation_problems(call, held)
+        problems = reservation_problems(call, held)
         if call.plugin is Plugin.NET:
             self._require_our_bridge(call.config)
             netns = _require_sandbox(call.sandbox)
@@ -337,8 +369,13 @@ class CniVerbs:
             if interface is None:
                 problems.append(f"interface {call.attachment.interface} is not in the container")
             else:
-                problems += _interface_problems(call, held, interface)
-                problems += _port_problems(interface, await self._pods.list_ports(), self._bridge)
+                problems += interface_problems(call, held, interface)
+                problems += limit_problems(call.config.bandwidth, interface, self._mtu(call.config))
+                problems += port_problems(interface, await self._pods.list_ports(), self._bridge)
+            if call.config.ports and held:
+                mappings = port_mappings(call.config.ports, held[0])
+                missing = await to_the_end(self._ports.missing(_owner(call.attachment), mappings))
+                problems += [f"host port {mapping} is not set up" for mapping in missing]
         if problems:
             raise CniError(Code.NOT_AS_ADDED, problems[0], "; ".join(problems[1:]))
 
@@ -378,12 +415,17 @@ class CniVerbs:
 
     async def _free(self, attachment: Attachment, plugin: Plugin) -> None:
         if plugin is Plugin.NET:
+            await self._ports.withdraw(_owner(attachment))
             await self._pods.detach(attachment.container_id, attachment.interface, None)
         await self._release(attachment.ident)
         self._log.info("GC freed %s", attachment.ident)
 
 
 # --- pure helpers -----------------------------------------------------------------------------------------------------
+
+
+def _owner(attachment: Attachment) -> Owner:
+    return attachment.container_id, attachment.interface
 
 
 def _require_sandbox(sandbox: Sandbox) -> int:
@@ -397,7 +439,7 @@ def _require_sandbox(sandbox: Sandbox) -> int:
 
 def _result_of(call: Add, address: Cidr, gateway: Address | None, interface: PodInterface) -> Result:
     host_mac = "" if interface.host_mac is None else format_mac(interface.host_mac)
-    default = (Route(_DEFAULT_ROUTE, gateway),) if gateway is not None else ()
+    default = (Route(DEFAULT_ROUTE, gateway),) if gateway is not None else ()
     # The host route to a gateway outside the subnet is not listed: before 1.1.0 none could say that it is on-link.
     return Result(
         addresses=(AssignedAddress(address, gateway, interface=1),),
@@ -408,44 +450,3 @@ def _result_of(call: Add, address: Cidr, gateway: Address | None, interface: Pod
         routes=call.config.ipam.routes or default,
         dns=call.config.dns,
     )
-
-
-def _reservation_problems(call: Check, held: tuple[Cidr, ...]) -> list[str]:
-    if not held:
-        return [f"no address is reserved for {call.attachment.ident}"]
-    listed = call.previous.addresses_of(call.attachment.interface, call.sandbox.path)
-    lost = [str(address) for address in held if address not in listed]
-    return [f"prevResult does not list {', '.join(lost)}, reserved for {call.attachment.ident}"] if lost else []
-
-
-def _interface_problems(call: Check, held: tuple[Cidr, ...], interface: PodInterface) -> list[str]:
-    name = interface.ifname
-    problems: list[str] = []
-    # Plugins behind us may have changed the MAC address or the routes, so what counts is what the chain returned.
-    mac = call.previous.mac_of(name, call.sandbox.path)
-    if mac is None:
-        problems.append(f"prevResult does not list interface {name} in {call.sandbox.path}")
-    elif mac and mac.lower() != format_mac(interface.mac):
-        problems.append(f"interface {name} has MAC address {format_mac(interface.mac)}, not {mac}")
-    if not interface.up:
-        problems.append(f"interface {name} is down")
-    missing = [str(address) for address in held if address not in interface.addresses]
-    if missing:
-        problems.append(f"interface {name} lacks address {', '.join(missing)}")
-    there = {route.destination for route in interface.routes}
-    wanted = [route.destination for route in call.config.ipam.routes] or [_DEFAULT_ROUTE]
-    problems += [
-        f"interface {name} lacks the route to {destination}"
-        for destination in wanted
-        if destination not in there and call.previous.lists_route(destination)
-    ]
-    return problems
-
-
-def _port_problems(interface: PodInterface, ports: tuple[PodPort, ...], bridge: str) -> list[str]:
-    port = next((port for port in ports if port.name == interface.host_end), None)
-    if port is None:
-        return [f"the host's end of {interface.ifname} is missing"]
-    if port.master != bridge:
-        return [f"the host's end of {interface.ifname}, {port.name}, is not on the bridge {bridge}"]
-    return [] if port.up else [f"the host's end of {interface.ifname}, {port.name}, is down"]

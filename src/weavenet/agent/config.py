@@ -8,6 +8,7 @@ import msgspec
 
 from weavenet.address import Cidr, parse_subnet
 from weavenet.agent.artifacts import FASTDP_OBJECT, artifact
+from weavenet.agent.expose import ExposeOption, parse_expose_option
 from weavenet.errors import AddressError, ConfigError
 from weavenet.identity import PeerName, parse_peer_name
 from weavenet.ipam.modes import InitMode, parse_init_mode
@@ -72,6 +73,8 @@ class AgentConfig(msgspec.Struct, frozen=True):
     status_address: str
     metrics_address: str
     http_address: str
+    expose: ExposeOption | None
+    no_masq_local: bool
     log_level: str
 
     @property
@@ -160,6 +163,9 @@ class Flags(msgspec.Struct, frozen=True):
     status_addr: str
     metrics_addr: str
     http_addr: str
+    expose_ip: str
+    no_masq_local: bool
+    expect_npc: bool
     log_level: str
     peers: tuple[str, ...]
 
@@ -197,6 +203,8 @@ def build_config(flags: Flags) -> AgentConfig:
         status_address=flags.status_addr,
         metrics_address=flags.metrics_addr,
         http_address=flags.http_addr,
+        expose=parse_expose_option(flags.expose_ip, allocates=bool(flags.ipalloc_range)),
+        no_masq_local=flags.no_masq_local,
         log_level=flags.log_level,
     )
 

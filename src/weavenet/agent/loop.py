@@ -27,6 +27,7 @@ from weavenet.effects import (
     Now,
     Outcome,
     Persist,
+    PutValue,
     Reconcile,
     Reply,
     RequestNumber,
@@ -36,6 +37,7 @@ from weavenet.effects import (
     StoreChange,
 )
 from weavenet.errors import StoreError
+from weavenet.ipam.restore import KEY_RING
 from weavenet.node import inputs as i
 from weavenet.node.node import Node
 
@@ -91,6 +93,7 @@ class NodeLoop:
         self.sleeve_wanted = asyncio.Event()
         self.send_special_frame: Callable[[SendSpecialFrame], None] = lambda _: None
         self.send_sleeve_frame: Callable[[SendSleeveFrame], None] = lambda _: None
+        self.ring_changed: Callable[[], None] = lambda: None  # called when a new ring is on disk
         self.tcp: TcpActions | None = None
         self._read_clock = read_clock
         self._store = store
@@ -163,6 +166,8 @@ class NodeLoop:
         except TimeoutError as error:
             text = f"the disk did not take {len(changes)} changes within {STORE_TIMEOUT_S:.0f} s; see what holds it up"
             raise StoreError(text) from error
+        if any(isinstance(change, PutValue) and change.key == KEY_RING for change in changes):
+            self.ring_changed()
         for effect in kept:
             self._perform(effect)
 

@@ -52,6 +52,13 @@ EXIT_FAILED = 1
 @click.option("--status-addr", default="", help="Serve status and metrics over TCP here, as in 127.0.0.1:6782.")
 @click.option("--metrics-addr", default="", help="Serve metrics, and nothing else, over TCP here.")
 @click.option("--http-addr", default="", help="Serve the whole control API over TCP here: whoever reaches it rules.")
+@click.option(
+    "--expose-ip", default="", help="Address of the bridge, pods' gateway: auto, or CIDR[,...]. Default: when needed."
+)
+@click.option(
+    "--no-masq-local", is_flag=True, help="Pods of this host see outside clients' own addresses, not this host's."
+)
+@click.option("--expect-npc", is_flag=True, help="Weave's; does nothing: network policy is no program of its own here.")
 @click.option("--log-level", type=click.Choice(LEVEL_NAMES), default="info", show_default=True)
 @click.option("--reset", is_flag=True, help="Remove all that is ours from this host's kernel and disk, and exit.")
 @click.argument("peers", nargs=-1)

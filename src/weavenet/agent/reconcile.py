@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from weavenet.address import Cidr
 from weavenet.dataplane.desired import HostSettings
 from weavenet.dataplane.kernel import Datapath, Kernel, Watch, reconcile
+from weavenet.dataplane.model import Bridge
 from weavenet.drivers.clock import read_clock
 from weavenet.errors import KernelError
 from weavenet.overlay.forwarding import Forwarding
@@ -50,6 +51,7 @@ class Reconciler:
         self._lingering = Lingering()
         self._devices_wanted = asyncio.Event()
         self._problems: dict[str, str] = {}
+        self.on_change: Callable[[], None] = lambda: None  # called when the devices were not as they should be
 
     async def make_host(self) -> None:
         """Bring the host's devices to what they should be. Raises KernelError: an agent without them is of no use."""
@@ -57,20 +59,35 @@ class Reconciler:
         changes = await loop.run_in_executor(self._thread, reconcile, self._kernel, self._settings)
         for change in changes:
             self._log.info("kernel: %s", change)
+        if changes:
+            self.on_change()
 
     async def expose(self, address: Cidr) -> None:
         """Give the bridge an address, now and from now on; again costs nothing. Raises KernelError: then it has not."""
         before = self._settings
-        known = before.addresses or ()
-        if address in known:
+        known = await self._addresses()
+        if before.addresses is not None and address in known:
             return
-        self._settings = replace(before, addresses=(*known, address))
+        self._settings = replace(before, addresses=tuple(dict.fromkeys((*known, address))))
         try:
             await self.make_host()
         except KernelError:
             # Not when cancelled: the thread goes on, and what it does not bring about keep_devices will.
             self._settings = before
             raise
+
+    async def hide(self, address: Cidr) -> None:
+        """Take an address from the bridge, for good. That it does not have it is fine. Raises KernelError."""
+        known = await self._addresses()
+        self._settings = replace(self._settings, addresses=tuple(other for other in known if other != address))
+        await self.make_host()
+
+    async def _addresses(self) -> tuple[Cidr, ...]:
+        """Return what the bridge should have: what was asked for, or else what it has, from whomever."""
+        if self._settings.addresses is not None:
+            return self._settings.addresses
+        network = await asyncio.get_running_loop().run_in_executor(self._thread, self._kernel.observe)
+        return network.bridge.addresses if isinstance(network.bridge, Bridge) else ()
 
     async def keep_tables(self, wanted: asyncio.Event, forwarding: Callable[[], Forwarding]) -> None:
         """Fill the data plane's tables whenever `wanted` says so, until cancelled."""

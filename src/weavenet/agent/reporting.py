@@ -1,13 +1,14 @@
 """Puts the report together: what the node knows, and what only the kernel does."""
 
 import asyncio
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from datetime import UTC, datetime
+from typing import Protocol
 
 import msgspec
 
 from weavenet.agent.loop import NodeLoop
-from weavenet.agent.reconcile import Reconciler
 from weavenet.dataplane.kernel import Kernel
 from weavenet.dataplane.model import HostNetwork, format_mac
 from weavenet.drivers.clock import read_clock
@@ -26,6 +27,15 @@ class _Observed(msgspec.Struct, frozen=True):
     counters: dict[str, int]
 
 
+class Keeper(Protocol):
+    """Who brings some part of the kernel to what it should be."""
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What stands between the kernel and what it should be."""
+        ...
+
+
 class Reporter:
     """Makes reports."""
 
@@ -34,19 +44,19 @@ class Reporter:
         loop: NodeLoop,
         kernel: Kernel,
         datapath: FastDatapath,
-        reconciler: Reconciler,
+        keepers: Sequence[Keeper],
         thread: Executor,
     ) -> None:
-        """Ask the kernel in its thread."""
+        """Ask the kernel in its thread; `keepers` know what it refuses."""
         self._loop = loop
         self._kernel = kernel
         self._datapath = datapath
-        self._reconciler = reconciler
+        self._keepers = keepers
         self._thread = thread
 
     async def report(self) -> r.Report:
         """Say how everything is now. What the kernel refuses to tell is missing, and named among the problems."""
-        problems = list(self._reconciler.problems)
+        problems = [problem for keeper in self._keepers for problem in keeper.problems]
         try:
             observed = await asyncio.get_running_loop().run_in_executor(self._thread, self._observe)
         except KernelError as error:

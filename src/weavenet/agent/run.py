@@ -13,16 +13,19 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from weavenet.address import Range
 from weavenet.agent.addresses import NodeAddresses
 from weavenet.agent.api import make_control_application, make_metrics_application, make_status_application
 from weavenet.agent.attach import CniVerbs, KernelPods
 from weavenet.agent.config import AgentConfig
 from weavenet.agent.control import AgentControl
+from weavenet.agent.expose import Exposure
+from weavenet.agent.hostports import KEY_HOST_PORTS, HostPorts, Owner
 from weavenet.agent.install import Place, keep_cni_files
 from weavenet.agent.loop import NodeLoop
 from weavenet.agent.peername import bridge_peer_name, machine_peer_name
@@ -30,6 +33,7 @@ from weavenet.agent.reconcile import Reconciler
 from weavenet.agent.reporting import Reporter
 from weavenet.agent.resolve import resolve_targets
 from weavenet.agent.sleeve import ForwarderProcess, Sleeve
+from weavenet.agent.traffic import Traffic
 from weavenet.dataplane.desired import HostSettings, vxlan_name
 from weavenet.dataplane.kernel import teardown
 from weavenet.dataplane.model import Bridge, bridge_mac, format_mac, overlapping_routes
@@ -38,7 +42,7 @@ from weavenet.drivers.cni import CniServer
 from weavenet.drivers.http import HttpListener
 from weavenet.drivers.store import Store
 from weavenet.drivers.tcp import TcpDriver
-from weavenet.effects import Persist, SendSpecialFrame
+from weavenet.effects import Persist, SendSpecialFrame, StoreChange
 from weavenet.errors import ConfigError, KernelError
 from weavenet.identity import PeerName, PeerUID, ShortID, format_peer_name
 from weavenet.ipam.allocator import IpamConfig, StoredState
@@ -148,7 +152,9 @@ class _Agent:
             vxlan_port=config.vxlan_port,
             addresses=exposed or None,
         )
+        self._traffic = Traffic(self._kernel, config.bridge, self._kernel_thread, log)
         self._reconciler = Reconciler(self._kernel, self._datapath, settings, self._kernel_thread, log)
+        self._reconciler.on_change = self._traffic.hint
         await self._reconciler.make_host()
         short_id = await loop.run_in_executor(self._kernel_thread, self._former_short_id)
         node = Node(self._node_config(name, short_id), self._entropy, read_clock())
@@ -159,19 +165,25 @@ class _Agent:
         self._open_special()
         await self._open_sleeve()
         self._listen_mesh()
-        self._reporter = Reporter(self._loop, self._kernel, self._datapath, self._reconciler, self._kernel_thread)
+        self._reporter = Reporter(
+            self._loop, self._kernel, self._datapath, (self._reconciler, self._traffic), self._kernel_thread
+        )
         first = first_targets(stored.values, config.peers, resume=config.resume)
         targets = await self._resolve_first(first)
         self._loop.take(node.start(stored, targets, read_clock()))
         self._loop.take([Persist(remember_launch(config.peers, first))])  # behind what start may clear
+        await self._wire_traffic(stored)
+        await self._traffic.try_to_look()
 
     async def serve(self, place: Place | None) -> None:
         """Serve until a signal comes."""
         config, log = self._config, self._log
         control = AgentControl(self._loop, self._reporter.report)
-        addresses = NodeAddresses(self._loop, self._reconciler.expose)
-        pods = KernelPods(self._kernel, self._kernel_thread)
-        verbs = CniVerbs(addresses, pods, log, bridge=config.bridge, mtu_bytes=config.mtu_bytes)
+        exposure = Exposure(self._reconciler, self._traffic, log)
+        exposure.addresses = addresses = NodeAddresses(self._loop, exposure.expose)
+        verbs = CniVerbs(
+            addresses, self._pods, log, bridge=config.bridge, mtu_bytes=config.mtu_bytes, ports=self._host_ports
+        )
         cni = CniServer(config.cni_socket, verbs.handle, log)
         try:
             cni.listen()
@@ -196,6 +208,8 @@ class _Agent:
                     self._tcp.accept_forever(),
                     self._reconciler.keep_tables(self._loop.reconcile_wanted, self._loop.node.forwarding),
                     self._reconciler.keep_devices(),
+                    self._traffic.keep(),
+                    exposure.expose_at_start(config.expose),
                     cni.serve_forever(),
                     *([self._sleeve.run()] if self._sleeve is not None else []),
                     *([keep_cni_files(place, log)] if place is not None else []),
@@ -234,6 +248,30 @@ class _Agent:
         """Return the short ID by which the data plane, ours and others', goes on while no agent runs."""
         tables = self._datapath.observe_forwarding()
         return tables.ours if tables.floods else None
+
+    async def _wire_traffic(self, stored: StoredState) -> None:
+        """Say where what is wanted of the host's rules comes from."""
+        self._pods = KernelPods(self._kernel, self._kernel_thread)
+
+        async def store(change: StoreChange) -> None:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._store_thread, self._store.apply, (change,))
+
+        async def connected() -> set[Owner]:
+            return {(port.container_id, port.ifname) for port in await self._pods.list_ports()}
+
+        self._host_ports = HostPorts(self._traffic.look, store, connected, self._log)
+        await self._host_ports.restore(stored.values.get(KEY_HOST_PORTS, b"[]"))
+        self._traffic.mappings = self._host_ports.mappings
+        ipam = self._loop.node.ipam
+
+        def ours() -> Sequence[Range] | None:
+            if not self._config.no_masq_local:
+                return None
+            return () if ipam is None else ipam.ring.owned_ranges()
+
+        self._traffic.ours = ours
+        self._loop.ring_changed = self._traffic.hint
 
     def _node_config(self, name: PeerName, short_id: ShortID | None) -> NodeConfig:
         config = self._config

@@ -32,6 +32,7 @@ class Code(IntEnum):
     INTERFACE_EXISTS = 103  # CNI_IFNAME is in the pod already, and is not ours for this attachment
     NOT_AS_ADDED = 104  # CHECK found something missing or different
     CLEAN_UP_INCOMPLETE = 105  # GC could not free everything
+    HOST_PORT_TAKEN = 106  # another pod of this host has it
 
 
 class SpecVersion(Enum):

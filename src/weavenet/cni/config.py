@@ -1,8 +1,8 @@
 """The network configuration, read and checked: what stands on stdin, but for the verb's own keys.
 
 Keys are Weave's: bridge, mtu, hairpinMode, isGateway and ipMasq (both must be false), dns, ipam.{type, subnet, gateway,
-routes}. Unknown ones are ignored, as the specification asks for the sake of capabilities and conventions to come. A
-`null` is a key that is not there, as for the Go plugins.
+routes}, and of runtimeConfig what runtime.py knows. Unknown ones are ignored, as the specification asks for the sake of
+capabilities and conventions to come. A `null` is a key that is not there, as for the Go plugins.
 
 When we are called as the IPAM plugin of another main plugin, all but the name and the `ipam` section means something to
 that plugin, and is not looked at.
@@ -16,6 +16,14 @@ import msgspec
 from weavenet.address import Address, Cidr, parse_address
 from weavenet.cni.codes import Code, SpecVersion
 from weavenet.cni.result import NO_DNS, Dns, Route
+from weavenet.cni.runtime import (
+    NO_LIMITS,
+    Bandwidth,
+    HostPort,
+    WrittenRuntimeConfig,
+    parse_bandwidth,
+    parse_port_mappings,
+)
 from weavenet.errors import AddressError, CniError
 
 DEFAULT_NETWORK = "weave"
@@ -47,6 +55,8 @@ class NetworkConfig(msgspec.Struct, frozen=True):
     hairpin: bool = True
     ipam: IpamConfig = IpamConfig()
     dns: Dns = NO_DNS
+    ports: tuple[HostPort, ...] = ()
+    bandwidth: Bandwidth = NO_LIMITS
 
 
 class _WrittenRoute(msgspec.Struct):
@@ -92,6 +102,7 @@ class NetPluginKeys(IpamPluginKeys):
     isGateway: bool | None = None  # noqa: N815
     ipMasq: bool | None = None  # noqa: N815
     dns: Dns | None = None
+    runtimeConfig: WrittenRuntimeConfig | None = None  # noqa: N815
 
 
 _Keys = TypeVar("_Keys", bound=NameKeys)
@@ -151,7 +162,16 @@ def parse_config(keys: IpamPluginKeys) -> NetworkConfig:
         details = f"An MTU is from {MTU_MIN_BYTES} to {MTU_MAX_BYTES}; 0, or none, is the bridge's."
         raise CniError(Code.INVALID_CONFIG, f"invalid mtu {keys.mtu}", details)
     hairpin = keys.hairpinMode is not False
-    return NetworkConfig(network, bridge, keys.mtu or None, hairpin, ipam, keys.dns or NO_DNS)
+    return NetworkConfig(
+        network,
+        bridge,
+        keys.mtu or None,
+        hairpin,
+        ipam,
+        keys.dns or NO_DNS,
+        parse_port_mappings(keys.runtimeConfig),
+        parse_bandwidth(keys.runtimeConfig),
+    )
 
 
 def _parse_ipam(written: _WrittenIpam) -> IpamConfig:

@@ -50,6 +50,7 @@ def desired_network(settings: HostSettings, actual: HostNetwork) -> HostNetwork:
         addresses = tuple(sorted(set(settings.addresses)))
     else:
         addresses = actual.bridge.addresses if isinstance(actual.bridge, Bridge) else ()
+    connected = {(pod.container_id, pod.ifname) for pod in actual.pods}
     return HostNetwork(
         bridge=Bridge(
             name=settings.bridge,
@@ -76,4 +77,5 @@ def desired_network(settings: HostSettings, actual: HostNetwork) -> HostNetwork:
             programs=settings.programs,
         ),
         pods=tuple(replace(pod, up=True, master=settings.bridge, hairpin=pod.hairpin_wanted) for pod in actual.pods),
+        limiters=tuple(limiter for limiter in actual.limiters if (limiter.container_id, limiter.ifname) in connected),
     )

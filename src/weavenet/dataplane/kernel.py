@@ -10,17 +10,27 @@ Removing it all is a plan, too, with NOTHING wanted.
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from weavenet.dataplane.desired import HostSettings, desired_network
 from weavenet.dataplane.model import NOTHING, HostNetwork, HostRoute, PodInterface, PodLink, PodPort, Programs
 from weavenet.dataplane.plan import Change, plan
+from weavenet.dataplane.traffic import (
+    HostTraffic,
+    TrafficChange,
+    TrafficSettings,
+    desired_traffic,
+    no_traffic,
+    plan_traffic,
+)
 from weavenet.errors import KernelError
 from weavenet.overlay.forwarding import Forwarding
 
 # Each pass observes first, so the last one only verifies. A pod that goes away between observing and applying fails a
 # pass without being wrong, and hardly ever two in a row.
 _PASSES_MAX = 4
+
+_C = TypeVar("_C")
 
 
 class Datapath(Protocol):
@@ -97,6 +107,14 @@ class Kernel(Protocol):
         """Return the pods that are connected."""
         ...
 
+    def observe_traffic(self) -> HostTraffic:
+        """Return how the host handles pods' traffic."""
+        ...
+
+    def apply_traffic(self, change: TrafficChange) -> None:
+        """Make one change of a plan."""
+        ...
+
     def host_routes(self) -> tuple[HostRoute, ...]:
         """Return the IPv4 routes of the main table."""
         ...
@@ -105,33 +123,71 @@ class Kernel(Protocol):
         """Start watching devices and addresses."""
         ...
 
+    def legacy_forward_drops(self) -> bool:
+        """Say whether rules that nftables does not see drop what pods send through this host."""
+        ...
+
+    def traffic_changes(self) -> Watch:
+        """Start watching nftables."""
+        ...
+
 
 def reconcile(kernel: Kernel, settings: HostSettings) -> tuple[Change, ...]:
     """Make the host look as it should, and return what was done. Raises KernelError if it will not."""
-    return _settle(kernel, lambda actual: desired_network(settings, actual))
+    return _settle_devices(kernel, lambda actual: desired_network(settings, actual))
 
 
-def teardown(kernel: Kernel) -> tuple[Change, ...]:
-    """Remove everything of ours, pods' interfaces included, and return what was done.
+def reconcile_traffic(kernel: Kernel, settings: TrafficSettings) -> tuple[TrafficChange, ...]:
+    """Have the host handle pods' traffic as it should, and return what was done. Raises KernelError if it will not."""
+    return _settle_traffic(kernel, lambda actual: desired_traffic(settings, actual))
 
-    The programs and their tables go with the device that they are on.
+
+def teardown(kernel: Kernel) -> tuple[Change | TrafficChange, ...]:
+    """Remove everything of ours, pods' interfaces included, and return what was done. Raises KernelError.
+
+    The programs and their tables go with the device that they are on. Devices go even where the rules cannot be had,
+    for lack of libnftables say; that is then what it raises.
     """
-    return _settle(kernel, lambda _: NOTHING)
-
-
-def _settle(kernel: Kernel, desire: Callable[[HostNetwork], HostNetwork]) -> tuple[Change, ...]:
-    done: list[Change] = []
     refusal: KernelError | None = None
-    changes: list[Change] = []
-    for _ in range(_PASSES_MAX):
+    traffic: tuple[TrafficChange, ...] = ()
+    try:
+        traffic = _settle_traffic(kernel, no_traffic)
+    except KernelError as error:
+        refusal = error
+    done = _settle_devices(kernel, lambda _: NOTHING)
+    if refusal is not None:
+        raise refusal
+    return (*traffic, *done)
+
+
+def _settle_devices(kernel: Kernel, desire: Callable[[HostNetwork], HostNetwork]) -> tuple[Change, ...]:
+    def look() -> list[Change]:
         actual = kernel.observe()
-        changes = plan(actual, desire(actual))
+        return plan(actual, desire(actual))
+
+    return _settle(look, kernel.apply)
+
+
+def _settle_traffic(kernel: Kernel, desire: Callable[[HostTraffic], HostTraffic]) -> tuple[TrafficChange, ...]:
+    def look() -> list[TrafficChange]:
+        actual = kernel.observe_traffic()
+        return plan_traffic(actual, desire(actual))
+
+    return _settle(look, kernel.apply_traffic)
+
+
+def _settle(look: Callable[[], list[_C]], apply: Callable[[_C], None]) -> tuple[_C, ...]:
+    done: list[_C] = []
+    refusal: KernelError | None = None
+    changes: list[_C] = []
+    for _ in range(_PASSES_MAX):
+        changes = look()
         if not changes:
             return tuple(done)
         refusal = None
         try:
             for change in changes:
-                kernel.apply(change)
+                apply(change)
                 done.append(change)
         except KernelError as error:
             refusal = error

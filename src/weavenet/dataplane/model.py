@@ -25,6 +25,7 @@ from typing import NewType
 import msgspec
 
 from weavenet.address import Address, Cidr, Range
+from weavenet.dataplane.limits import Limiter, RateLimit
 from weavenet.identity import NAME_BYTES, PeerName, peer_name_to_bytes
 
 MacAddress = NewType("MacAddress", int)
@@ -157,6 +158,7 @@ class HostNetwork(msgspec.Struct, frozen=True):
     bridge: Bridge | Stranger | None = None
     vxlan: Vxlan | Stranger | None = None
     pods: tuple[PodPort, ...] = ()  # ascending
+    limiters: tuple[Limiter, ...] = ()  # ascending
 
 
 NOTHING = HostNetwork()
@@ -203,6 +205,8 @@ class PodLink(msgspec.Struct, frozen=True):
     mtu: int
     hairpin: bool
     mac: MacAddress | None = None  # None: drawn at random
+    ingress: RateLimit | None = None  # of what goes to the pod
+    egress: RateLimit | None = None  # of what comes from it
 
 
 class PodInterface(msgspec.Struct, frozen=True):
@@ -216,6 +220,8 @@ class PodInterface(msgspec.Struct, frozen=True):
     routes: tuple[PodRoute, ...]  # of the main table, by destination; without what comes with an address by itself
     host_end: str  # name of the other end; blank if it is not in the host's namespace
     host_mac: MacAddress | None
+    ingress: RateLimit | None = None
+    egress: RateLimit | None = None
 
 
 def pod_alias(container_id: str, ifname: str, *, hairpin: bool) -> str:

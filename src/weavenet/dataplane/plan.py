@@ -261,6 +261,7 @@ def plan(actual: HostNetwork, desired: HostNetwork) -> list[Change]:
         if pod.name in wanted:
             changes += _plan_port(pod, wanted[pod.name])
     changes += [DeleteDevice(pod.name) for pod in actual.pods if pod.name not in wanted]
+    changes += [DeleteDevice(limiter.name) for limiter in actual.limiters if limiter not in desired.limiters]
     if desired.vxlan is None and isinstance(actual.vxlan, Vxlan) and actual.vxlan.ours:
         changes.append(DeleteDevice(actual.vxlan.name))
     if desired.bridge is None and isinstance(actual.bridge, Bridge) and actual.bridge.ours:

@@ -8,6 +8,7 @@ threads are, unless they were sent elsewhere, and those do not come back (netns.
 from typing import assert_never
 
 from weavenet.dataplane.kernel import Datapath, Watch
+from weavenet.dataplane.limits import parse_limiter
 from weavenet.dataplane.model import (
     DEVICE_ALIAS,
     Bridge,
@@ -41,21 +42,36 @@ from weavenet.dataplane.plan import (
     SetStp,
     SetUp,
 )
+from weavenet.dataplane.traffic import (
+    ForgetUdpFlows,
+    HostTraffic,
+    SetSwitch,
+    Switch,
+    Switches,
+    TrafficChange,
+    Transaction,
+)
 from weavenet.errors import KernelError
 from weavenet.linux import links
+from weavenet.linux.conntrack import forget_udp_flows
+from weavenet.linux.limits import list_limiters
 from weavenet.linux.links import change_link, find_link, require_link
 from weavenet.linux.netlink import Group, Listener, Netlink, Request
 from weavenet.linux.netns import own_namespace
-from weavenet.linux.pods import PodLinks
+from weavenet.linux.nft import Nftables, RuleWatch
+from weavenet.linux.pods import PodLinks, announce
 from weavenet.linux.removal import Leftovers
 from weavenet.linux.routes import add_address, list_addresses, list_routes, remove_address, set_neighbour_times
 from weavenet.linux.sysctl import (
     read_accept_ra,
     read_neighbour_times,
     read_promote_secondaries,
+    read_switch,
     write_accept_ra,
     write_promote_secondaries,
+    write_sysctl,
 )
+from weavenet.linux.xtables import legacy_forward_drops
 
 _DeviceChange = (
     AddAddress
@@ -85,9 +101,11 @@ class LinuxKernel:
         self._netlink = Netlink()
         self._leftovers = Leftovers()
         self._pods = PodLinks(bridge, self._netlink, self._leftovers)
+        self._nftables = Nftables()
 
     def close(self) -> None:
         """Close the sockets; everything in the kernel stays."""
+        self._nftables.close()
         self._pods.close()
         self._netlink.close()
 
@@ -96,7 +114,8 @@ class LinuxKernel:
     def observe(self, *, with_macs: bool = False) -> HostNetwork:
         """Return all that is ours, or in our way, and the pods' MAC addresses if wanted. Raises KernelError."""
         self._assert_at_home()
-        return HostNetwork(self._observe_bridge(), self._observe_vxlan(), self._list_pods(with_macs=with_macs))
+        pods = self._list_pods(with_macs=with_macs)
+        return HostNetwork(self._observe_bridge(), self._observe_vxlan(), pods, list_limiters(self._netlink))
 
     def apply(self, change: Change) -> None:
         """Make one change of a plan. Raises KernelError."""
@@ -114,8 +133,50 @@ class LinuxKernel:
                 write_promote_secondaries(require_link(self._netlink, name).name, promote=promote)
             case AttachPrograms(name):
                 self._datapath.attach(require_link(self._netlink, name).index)
+            case AddAddress(name, address):
+                self._netlink.execute(self._request(change))
+                # Another host may have had the address; whoever remembers its MAC address would go on asking there.
+                announcer = announce(name, require_link(self._netlink, name).mac, address)
+                self._leftovers.finish(announcer.close)
             case _:
                 self._netlink.execute(self._request(change))
+
+    # --- pods' traffic ------------------------------------------------------------------------------------------------
+
+    def observe_traffic(self) -> HostTraffic:
+        """Return how the host handles pods' traffic. Raises KernelError."""
+        self._assert_at_home()
+        table, forward = self._nftables.observe()
+        forwarding, netfilter, localnet = (
+            read_switch(switch.path(self._bridge))
+            for switch in (Switch.FORWARDING, Switch.BRIDGE_NETFILTER, Switch.ROUTE_LOCALNET)
+        )
+        return HostTraffic(table, forward, Switches(forwarding is True, netfilter, localnet))
+
+    def apply_traffic(self, change: TrafficChange) -> None:
+        """Make one change of a plan. Raises KernelError."""
+        self._assert_at_home()
+        match change:
+            case Transaction():
+                self._nftables.run(change)
+            case SetSwitch(switch, on):
+                write_sysctl(str(int(on)), *switch.path(self._bridge))
+            case ForgetUdpFlows(ports):
+                forget_udp_flows(ports)
+            case _:
+                assert_never(change)
+
+    def legacy_forward_drops(self) -> bool:
+        """Say whether rules that nftables does not see drop what pods send through this host. Raises KernelError."""
+        self._assert_at_home()
+        return legacy_forward_drops(self._bridge)
+
+    def traffic_changes(self) -> Watch:
+        """Start watching nftables. Raises KernelError."""
+        self._assert_at_home()
+        return RuleWatch()
+
+    # --- the host's surroundings --------------------------------------------------------------------------------------
 
     def host_routes(self) -> tuple[HostRoute, ...]:
         """Return the IPv4 routes of the main table, in order. Raises KernelError."""
@@ -152,7 +213,7 @@ class LinuxKernel:
     def _list_pods(self, *, with_macs: bool) -> tuple[PodPort, ...]:
         pods: list[PodPort] = []
         names: dict[int, str] = {0: ""}
-        for link in links.list_veths(self._netlink):
+        for link in links.list_links(self._netlink, "veth"):
             parsed = parse_pod_alias(link.alias)
             if parsed is None:
                 continue
@@ -229,7 +290,8 @@ class LinuxKernel:
         if link is None:
             return
         # The plan saw that it was ours, but that was then, and under this name.
-        if link.alias != DEVICE_ALIAS and parse_pod_alias(link.alias) is None:
+        is_pods = parse_pod_alias(link.alias) is not None or parse_limiter(name, link.alias) is not None
+        if link.alias != DEVICE_ALIAS and not is_pods:
             raise KernelError(f"will not delete {name}: it is not ours (its alias is {link.alias!r})")
         self._leftovers.remove_link(link.index, name)
 

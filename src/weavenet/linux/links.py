@@ -144,12 +144,12 @@ def require_link(netlink: Netlink, name: str) -> Link:
     return link
 
 
-def list_veths(netlink: Netlink) -> list[Link]:
-    """Return all veth devices; the kernel picks them out. Raises KernelError."""
-    body = _ifinfo() + _without_counters() + nested(_IFLA_LINKINFO, text(_INFO_KIND, "veth"))
-    answers = netlink.dump(Request("list veth devices", Kind.GETLINK, body))
-    # A kernel that did not know how to pick (before 4.20) would have sent them all.
-    return [link for link in map(read_link, answers) if link.kind == "veth"]
+def list_links(netlink: Netlink, kind: str) -> list[Link]:
+    """Return all devices of a kind; the kernel picks them out. Raises KernelError."""
+    body = _ifinfo() + _without_counters() + nested(_IFLA_LINKINFO, text(_INFO_KIND, kind))
+    answers = netlink.dump(Request(f"list {kind} devices", Kind.GETLINK, body))
+    # A kernel that did not know how to pick (before 4.20), or has no such kind, sends them all.
+    return [link for link in map(read_link, answers) if link.kind == kind]
 
 
 def list_names(netlink: Netlink) -> dict[int, str]:
@@ -180,6 +180,14 @@ def create_vxlan(name: str, port: int, mtu: int) -> Request:
     info = nested(_IFLA_LINKINFO, text(_INFO_KIND, "vxlan"), data)
     body = _ifinfo() + text(_IFLA_IFNAME, name) + set_mtu(mtu) + info
     return Request(f"create VXLAN device {name} on UDP port {port}", Kind.NEWLINK, body, NEW)
+
+
+def create_ifb(name: str, mtu: int) -> Request:
+    """Make a device by way of which traffic can be queued, down."""
+    info = nested(_IFLA_LINKINFO, text(_INFO_KIND, "ifb"))
+    one_queue = u32(_IFLA_NUM_TX_QUEUES, 1) + u32(_IFLA_NUM_RX_QUEUES, 1)
+    body = _ifinfo() + text(_IFLA_IFNAME, name) + set_mtu(mtu) + one_queue + info
+    return Request(f"create ifb device {name}", Kind.NEWLINK, body, NEW)
 
 
 class VethEnd(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""rtnetlink: requests as bytes, one socket to send them by, and sockets that listen (netlink(7), rtnetlink(7)).
+"""Netlink: requests as bytes, one socket to send them by, and sockets that listen (netlink(7), rtnetlink(7)).
 
     nlmsghdr     length u32 │ type u16 │ flags u16 │ sequence u32 │ port u32 │ a fixed struct, by type │ attributes
     attribute    length u16 │ type u16 │ payload, padded to 4 bytes; nested attributes are the payload of another
@@ -49,8 +49,15 @@ _DUMP_TRIES_MAX = 10
 _DRAIN_READS_MAX = 256
 
 
+class Family(IntEnum):
+    """Which part of the kernel a socket speaks to, <linux/netlink.h>."""
+
+    ROUTE = 0
+    NETFILTER = 12
+
+
 class Kind(IntEnum):
-    """Message types, <linux/rtnetlink.h>."""
+    """Message types, <linux/rtnetlink.h>; those of netfilter have their subsystem in the upper byte."""
 
     NEWLINK = 16
     DELLINK = 17
@@ -62,11 +69,14 @@ class Kind(IntEnum):
     GETROUTE = 26
     NEWQDISC = 36
     DELQDISC = 37
+    GETQDISC = 38
     NEWTFILTER = 44
     GETTFILTER = 46
     SETNEIGHTBL = 67
     NEWNSID = 88
     GETNSID = 90
+    GETCONNECTION = 0x101  # IPCTNL_MSG_CT_GET of NFNL_SUBSYS_CTNETLINK, <linux/netfilter/nfnetlink_conntrack.h>
+    DELCONNECTION = 0x102
 
 
 class Flag(IntFlag):
@@ -81,10 +91,11 @@ class Flag(IntFlag):
 
 
 class Group(IntEnum):
-    """Multicast groups, <linux/rtnetlink.h>."""
+    """Multicast groups, <linux/rtnetlink.h> and <linux/netfilter/nfnetlink.h>."""
 
     LINK = 1
     IPV4_ADDRESS = 5
+    NFTABLES = 7  # of Family.NETFILTER
 
 
 NO_FLAGS = Flag(0)
@@ -189,11 +200,11 @@ def parse_messages(data: bytes) -> list[Message]:
 class Netlink:
     """A socket for requests, in the network namespace in which it was made. Threads may share it."""
 
-    def __init__(self) -> None:
+    def __init__(self, family: Family = Family.ROUTE) -> None:
         """Open it in the calling thread's network namespace. Raises KernelError."""
         self._sequence = 0
         self._lock = threading.Lock()
-        self._socket = _open_socket()
+        self._socket = _open_socket(family)
         for option in (_NETLINK_EXT_ACK, _NETLINK_CAP_ACK, _NETLINK_GET_STRICT_CHK):
             self._socket.setsockopt(_SOL_NETLINK, option, 1)
         self._socket.settimeout(_ANSWER_TIMEOUT_S)
@@ -298,9 +309,9 @@ class Listener:
     `receive` returns None: whoever wanted to know must look for themselves.
     """
 
-    def __init__(self, *groups: Group) -> None:
+    def __init__(self, *groups: Group, family: Family = Family.ROUTE) -> None:
         """Open it in the calling thread's network namespace. Raises KernelError."""
-        self._socket = _open_socket()
+        self._socket = _open_socket(family)
         self._socket.settimeout(0)
         for group in groups:
             self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
@@ -338,9 +349,9 @@ class Listener:
         return True
 
 
-def _open_socket() -> socket.socket:
+def _open_socket(family: Family) -> socket.socket:
     try:
-        opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)
         opened.bind((0, 0))
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
     except OSError as error:

@@ -35,6 +35,7 @@ import struct
 from contextlib import suppress
 
 from weavenet.address import Cidr, address_to_bytes
+from weavenet.dataplane.limits import RateLimit, limiter_of, parse_limiter
 from weavenet.dataplane.model import (
     ALIAS_LENGTH_MAX,
     OUR_NEIGHBOUR_TIMES,
@@ -51,6 +52,12 @@ from weavenet.dataplane.model import (
     sort_routes,
 )
 from weavenet.errors import KernelError, RefusedError
+from weavenet.linux.limits import (
+    limit_from_pod,
+    limit_towards_pod,
+    read_limit_from_pod,
+    read_limit_towards_pod,
+)
 from weavenet.linux.links import (
     Link,
     VethEnd,
@@ -115,10 +122,13 @@ class PodLinks:
                     up=True,
                 )
             )
+            self._limit(link, index)  # before the pod can send
             announcer = run_in_namespace(link.netns, lambda: self._configure(link, host_end, mac))
         except BaseException:
             with suppress(KernelError):
                 self._leftovers.remove_link(index, host_end)
+            with suppress(KernelError):
+                self._remove_limiter(link.container_id, link.ifname)
             raise
         self._leftovers.finish(announcer.close)
         return PodInterface(
@@ -130,6 +140,8 @@ class PodLinks:
             routes=sort_routes(pod_routes(link)),
             host_end=host_end,
             host_mac=host_mac,
+            ingress=link.ingress,
+            egress=link.egress,
         )
 
     def detach(self, container_id: str, ifname: str, namespace: int | None) -> bool:
@@ -137,10 +149,10 @@ class PodLinks:
         host_end = self._find(container_id, ifname)
         if host_end is None and namespace is not None:
             host_end = self._find_inside(ifname, namespace)
-        if host_end is None:
-            return False
-        self._leftovers.remove_link(host_end.index, host_end.name)
-        return True
+        if host_end is not None:
+            self._leftovers.remove_link(host_end.index, host_end.name)
+        self._remove_limiter(container_id, ifname)
+        return host_end is not None
 
     def inspect(self, namespace: int, ifname: str) -> PodInterface | None:
         """Return an interface of a pod as it is; None if there is none by this name. Raises KernelError."""
@@ -150,6 +162,7 @@ class PodLinks:
             return None
         inside, addresses, routes = found
         host_end = self._other_end(inside, namespace)
+        ingress, egress = (None, None) if host_end is None else self._read_limits(host_end)
         return PodInterface(
             ifname=inside.name,
             mac=inside.mac,
@@ -159,6 +172,8 @@ class PodLinks:
             routes=routes,
             host_end="" if host_end is None else host_end.name,
             host_mac=None if host_end is None else host_end.mac,
+            ingress=ingress,
+            egress=egress,
         )
 
     # --- attaching ---
@@ -199,7 +214,7 @@ class PodLinks:
                 *(add_route(index, link.ifname, route) for route in pod_routes(link)),
             )
         self._notice_carrier(host_end)
-        return _announce(link.ifname, mac, link.address)
+        return announce(link.ifname, mac, link.address)
 
     def _notice_carrier(self, device: str) -> None:
         """Have the kernel tell a device's bridge, now, that the device has a carrier."""
@@ -208,6 +223,29 @@ class PodLinks:
         # Otherwise it happens soon enough by itself, so a failure here is none of the connection.
         with suppress(OSError):
             fcntl.ioctl(self._control, _SIOCETHTOOL, request)
+
+    # --- limits ---
+
+    def _limit(self, link: PodLink, index: int) -> None:
+        if link.ingress is not None:
+            limit_towards_pod(self._netlink, index, link.ingress)
+        if link.egress is not None:
+            self._remove_limiter(link.container_id, link.ifname)  # of an earlier attachment that ended without a DEL
+            limiter = limiter_of(link.container_id, link.ifname)
+            limit_from_pod(self._netlink, index, limiter, link.egress, mtu=link.mtu)
+
+    def _read_limits(self, host_end: Link) -> tuple[RateLimit | None, RateLimit | None]:
+        owner = _owner(host_end)
+        towards_pod = read_limit_towards_pod(self._netlink, host_end.index)
+        if owner is None:
+            return towards_pod, None
+        return towards_pod, read_limit_from_pod(self._netlink, host_end.index, limiter_of(*owner))
+
+    def _remove_limiter(self, container_id: str, ifname: str) -> None:
+        limiter = limiter_of(container_id, ifname)
+        link = find_link(self._netlink, limiter.name)
+        if link is not None and parse_limiter(link.name, link.alias) == limiter:
+            self._leftovers.remove_link(link.index, link.name)
 
     # --- finding ---
 
@@ -286,8 +324,11 @@ def _look(ifname: str) -> tuple[Link, tuple[Cidr, ...], tuple[PodRoute, ...]] | 
         return link, list_addresses(netlink, link.index), found
 
 
-def _announce(ifname: str, mac: MacAddress, address: Cidr) -> socket.socket:
-    """Send a gratuitous ARP request from an interface of the calling thread's network namespace."""
+def announce(ifname: str, mac: MacAddress, address: Cidr) -> socket.socket:
+    """Send a gratuitous ARP request from an interface of the calling thread's network namespace.
+
+    Returns the socket, whose closing takes the kernel a while, for whoever has time for it.
+    """
     opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
     raw_mac, raw_address = mac_to_bytes(mac), address_to_bytes(address.address)
     frame = b"\xff" * 6 + raw_mac + struct.pack("!H", _ETH_P_ARP)

@@ -9,6 +9,7 @@ below /host, writable; that it is the same view, thread by thread, holds there a
 """
 
 import os
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -60,6 +61,12 @@ def write_sysctl(value: str, *path: str) -> bool:
     except OSError as error:
         raise _refused(f"set sysctl {'/'.join(path)} to {value}", error) from error
     return True
+
+
+def read_switch(path: Sequence[str]) -> bool | None:
+    """Say whether a setting is on, which is to say not 0; None if this kernel has none by that name."""
+    value = read_sysctl(*path)
+    return None if value is None else value != "0"
 
 
 def read_accept_ra(device: str) -> bool:

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from weavenet.address import Cidr
 from weavenet.dataplane.kernel import Watch
+from weavenet.dataplane.limits import Limiter, limiter_alias, limiter_of, parse_limiter
 from weavenet.dataplane.model import (
     DEVICE_ALIAS,
     KERNEL_NEIGHBOUR_TIMES,
@@ -63,6 +64,7 @@ from weavenet.dataplane.plan import (
 from weavenet.errors import KernelError, NamespaceError, RefusedError
 from weavenet.identity import ShortID
 from weavenet.overlay.forwarding import Forwarding
+from weavenet.sim.nft import FakeTraffic
 
 HOST_NAMESPACE = 0
 _MTU_MIN, _MTU_MAX = 68, 65535  # RFC 791; the largest IP packet
@@ -144,13 +146,14 @@ def never_refuse(operation: str) -> None:
     """Refuse nothing."""
 
 
-class FakeKernel:
+class FakeKernel(FakeTraffic):
     """The network of one simulated host."""
 
     def __init__(
         self, bridge: str, vxlan: str, datapath: FakeDatapath, refuse: Callable[[str], None] = never_refuse
     ) -> None:
         """Start with a host that has no devices."""
+        super().__init__(has_bridge=lambda: bridge in self._devices, refuse=refuse, hint=self._hint)
         self._bridge = bridge
         self._vxlan = vxlan
         self._datapath = datapath
@@ -159,6 +162,7 @@ class FakeKernel:
         self._namespaces: dict[int, dict[str, PodInterface]] = {}
         self._numbers = itertools.count(1)
         self._watches: list[FakeWatch] = []
+        self.traffic_changes = self.changes
         self.routes: list[HostRoute] = []
 
     # --- what others do on a host ---
@@ -203,8 +207,8 @@ class FakeKernel:
         self._refuse("look at the host's devices")
         pods = self.list_pods()
         if with_macs:
-            pods = tuple(replace(pod, mac=self._pod_mac(pod)) for pod in pods)
-        return HostNetwork(self._observe_bridge(), self._observe_vxlan(), pods)
+            pods = tuple(replace(pod, mac=self._inside(pod.name).mac) for pod in pods)
+        return HostNetwork(self._observe_bridge(), self._observe_vxlan(), pods, self._observe_limiters())
 
     def host_routes(self) -> tuple[HostRoute, ...]:
         """Return the routes that were put into `routes`, and those that come with addresses."""
@@ -263,7 +267,15 @@ class FakeKernel:
             routes=sort_routes(pod_routes(link)),
             host_end=name,
             host_mac=host_mac,
+            ingress=link.ingress,
+            egress=link.egress,
         )
+        if link.egress is not None:
+            limiter = limiter_of(link.container_id, link.ifname)
+            self._devices.pop(limiter.name, None)
+            ifb = _Device(limiter.name, "ifb", next(self._numbers), self._draw_mac(), link.mtu, up=True)
+            ifb.alias = limiter_alias(limiter)
+            self._add(ifb)
         inside[link.ifname] = interface
         host_end = _Device(name, "veth", next(self._numbers), host_mac, link.mtu, up=True, master=self._bridge)
         host_end.alias = pod_alias(link.container_id, link.ifname, hairpin=link.hairpin)
@@ -275,6 +287,7 @@ class FakeKernel:
     def detach_pod(self, container_id: str, ifname: str, netns: int | None) -> bool:
         """Disconnect a pod; False if it was not connected."""
         self._refuse(f"disconnect container {container_id}")
+        self._devices.pop(limiter_of(container_id, ifname).name, None)
         for name in host_end_names(container_id, ifname):
             device = self._devices.get(name)
             if device is not None and device.kind == "veth" and self._belongs(device, container_id, ifname):
@@ -307,11 +320,13 @@ class FakeKernel:
 
     # --- observing ---
 
-    def _pod_mac(self, pod: PodPort) -> MacAddress | None:
-        inside = self._devices[pod.name].inside
-        assert inside is not None, "a pod's port has another end"
-        namespace, ifname = inside
-        return self._namespaces[namespace][ifname].mac
+    def _inside(self, port: str) -> PodInterface:
+        namespace, ifname = self._devices[port].inside or (-1, "")
+        return self._namespaces[namespace][ifname]
+
+    def _observe_limiters(self) -> tuple[Limiter, ...]:
+        found = (parse_limiter(device.name, device.alias) for device in self._devices.values())
+        return tuple(sorted(filter(None, found)))
 
     def _observe_bridge(self) -> Bridge | Stranger | None:
         device = self._devices.get(self._bridge)
@@ -360,7 +375,8 @@ class FakeKernel:
         device = self._devices.get(name)
         if device is None:
             return
-        if device.alias != DEVICE_ALIAS and parse_pod_alias(device.alias) is None:
+        is_pods = parse_pod_alias(device.alias) is not None or parse_limiter(name, device.alias) is not None
+        if device.alias != DEVICE_ALIAS and not is_pods:
             raise KernelError(f"will not delete {name}: it is not ours (its alias is {device.alias!r})")
         self._remove(device)
 
