@@ -2,6 +2,7 @@
 
     consensus      the peers elect it; how many make a majority is guessed from the list of peers
     consensus=N    the same, for a cluster of N peers
+                   (Uncounted, which no flag asks for: the same, but somebody is still counting the peers)
     seed=a,b,...   no election: every peer is told the same names and makes the same ring
     observer       never votes; asks the others
 
@@ -25,6 +26,11 @@ class Consensus:
 
 
 @dataclass(frozen=True, slots=True)
+class Uncounted:
+    """Elect the ring, but propose none before it is known how many make a majority; take part in others' elections."""
+
+
+@dataclass(frozen=True, slots=True)
 class Seed:
     """Share the range out among these peers, without asking anybody."""
 
@@ -36,7 +42,7 @@ class Observer:
     """Wait for the others' ring."""
 
 
-InitMode = Consensus | Seed | Observer
+InitMode = Consensus | Uncounted | Seed | Observer
 
 
 def parse_init_mode(text: str) -> InitMode:

@@ -143,6 +143,13 @@ class TakeOver:
 
 
 @dataclass(frozen=True, slots=True)
+class CountPeers:
+    """So many peers are there, for the election of the first ring; 0: guess."""
+
+    peer_count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Cancel:
     """The caller of a request is gone."""
 
@@ -159,7 +166,7 @@ class TimerFired:
     """The time that `next_deadline` named has come."""
 
 
-IpamInput = Allocate | Claim | Release | ReleaseAddress | AwaitConsensus | TakeOver | Cancel | ShutDown
+IpamInput = Allocate | Claim | Release | ReleaseAddress | AwaitConsensus | TakeOver | CountPeers | Cancel | ShutDown
 
 Input = (
     TcpAccepted
