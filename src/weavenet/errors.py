@@ -258,6 +258,11 @@ class KubeStatusError(KubeError):
         self.reason = reason
         self.retry_after_s = retry_after_s
 
+    @property
+    def says_absent(self) -> bool:
+        """Whether the API itself says that the object does not exist; a proxy's 404 has no such reason."""
+        return self.code == 404 and self.reason == "NotFound"
+
 
 class KubeAnswerError(KubeError):
     """The API answered with something that is no answer to what was asked."""

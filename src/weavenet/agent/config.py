@@ -47,6 +47,17 @@ class IpamOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class KubeOptions:
+    """The cluster that we are part of; blank or None is found in the pod."""
+
+    node: str
+    api_url: str
+    token_file: Path | None
+    ca_file: Path | None
+    daemonset: str
+
+
+@dataclass(frozen=True, slots=True)
 class AgentConfig:
     """One agent, as asked for."""
 
@@ -72,6 +83,7 @@ class AgentConfig:
     status_address: str
     http_address: str
     log_level: str
+    kube: KubeOptions | None = None
 
     @property
     def vxlan_port(self) -> int:
@@ -159,6 +171,11 @@ class Flags:
     status_addr: str
     http_addr: str
     log_level: str
+    kube_node: str
+    kube_api: str
+    kube_token_file: Path | None
+    kube_ca_file: Path | None
+    kube_daemonset: str
     peers: tuple[str, ...]
 
 
@@ -195,7 +212,16 @@ def build_config(flags: Flags) -> AgentConfig:
         status_address=flags.status_addr,
         http_address=flags.http_addr,
         log_level=flags.log_level,
+        kube=_kube_options(flags),
     )
+
+
+def _kube_options(flags: Flags) -> KubeOptions | None:
+    if not flags.kube_node:
+        if flags.kube_api or flags.kube_token_file or flags.kube_ca_file:
+            raise ConfigError("--kube-api, --kube-token-file and --kube-ca-file are of use only with --kube-node")
+        return None
+    return KubeOptions(flags.kube_node, flags.kube_api, flags.kube_token_file, flags.kube_ca_file, flags.kube_daemonset)
 
 
 def parse_name(text: str) -> PeerName | None:

@@ -1,6 +1,7 @@
 """Puts the report together: what the node knows, and what only the kernel does."""
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -46,6 +47,7 @@ class Reporter:
         self._datapath = datapath
         self._reconciler = reconciler
         self._thread = thread
+        self.kubernetes: Callable[[], r.Kubernetes | None] = lambda: None
 
     async def report(self) -> r.Report:
         """Say how everything is now. What the kernel refuses to tell is missing, and named among the problems."""
@@ -67,6 +69,7 @@ class Reporter:
                 attachments=r.listed(self._attachments(observed.network)),
                 counters=observed.counters,
                 problems=r.listed(problems),
+                kubernetes=self.kubernetes(),
             ),
         )
 

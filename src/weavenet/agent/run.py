@@ -16,11 +16,12 @@ from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from weavenet.agent.addresses import EXPOSED, NodeAddresses
 from weavenet.agent.api import make_control_application, make_status_application
 from weavenet.agent.attach import CniVerbs, KernelPods
-from weavenet.agent.config import AgentConfig
+from weavenet.agent.config import AgentConfig, KubeOptions
 from weavenet.agent.control import AgentControl
 from weavenet.agent.loop import NodeLoop
 from weavenet.agent.peername import bridge_peer_name, machine_peer_name
@@ -35,7 +36,7 @@ from weavenet.drivers.cni import CniServer
 from weavenet.drivers.http import HttpListener
 from weavenet.drivers.store import Store
 from weavenet.drivers.tcp import TcpDriver
-from weavenet.effects import SendSpecialFrame
+from weavenet.effects import ClearStore, SendSpecialFrame
 from weavenet.errors import ConfigError, KernelError
 from weavenet.identity import PeerName, PeerUID, format_peer_name
 from weavenet.ipam.allocator import IpamConfig, StoredState
@@ -48,6 +49,9 @@ from weavenet.node.inputs import FloodMissed, SpecialFrameArrived
 from weavenet.node.node import Node, NodeConfig
 from weavenet.node.targets import decode_targets
 
+if TYPE_CHECKING:
+    from weavenet.agent.kubernetes import KubernetesPart
+
 
 async def run_agent(config: AgentConfig, log: logging.Logger) -> None:
     """Run until SIGTERM or SIGINT. Raises WeavenetError where it cannot start, or when the disk fails."""
@@ -56,6 +60,9 @@ async def run_agent(config: AgentConfig, log: logging.Logger) -> None:
         agent = _Agent(config, log, stack)
         await agent.prepare()
         await agent.serve()
+        if await agent.is_uninstalled():
+            # The place for removing what is ours from kernel, CNI directories and disk: docs/adr/0011-uninstall.md.
+            log.info("Our DaemonSet has been deleted: this node is to be left as it was found")
 
 
 def reset_host(config: AgentConfig, log: logging.Logger) -> None:
@@ -112,6 +119,7 @@ class _Agent:
         self._store = Store(config.database)
         self._datapath = FastDatapath(config.bpf_dir, config.bpf_object)
         self._kernel = LinuxKernel(config.bridge, vxlan_name(config.vxlan_port), self._datapath)
+        self._kube: KubernetesPart | None = None
         stack.callback(self._kernel.close)
         stack.callback(self._datapath.close)
 
@@ -124,6 +132,8 @@ class _Agent:
         await self._check_routes(stored)
         name = await self._choose_name()
         log.info("Our name is %s(%s)", format_peer_name(name), config.nickname)
+        if config.kube is not None:
+            stored = await self._open_kubernetes(config.kube, name, stored)
         log.info("Communication between peers is %s.", "encrypted" if config.password else "unencrypted")
         programs = await loop.run_in_executor(self._kernel_thread, lambda: self._datapath.programs)
         exposed = tuple(put.address for put in stored.allocations if put.ident == EXPOSED)
@@ -145,8 +155,12 @@ class _Agent:
         self._open_special()
         self._listen_mesh()
         self._reporter = Reporter(self._loop, self._kernel, self._datapath, self._reconciler, self._kernel_thread)
+        if self._kube is not None:
+            self._reporter.kubernetes = self._kube.report
         targets = await self._first_targets(stored)
         self._loop.take(node.start(stored, targets, read_clock()))
+        if self._kube is not None:
+            self._kube.join(self._loop)
 
     async def serve(self) -> None:
         """Serve until a signal comes."""
@@ -177,6 +191,7 @@ class _Agent:
                     self._reconciler.keep_tables(self._loop.reconcile_wanted, self._loop.node.forwarding),
                     self._reconciler.keep_devices(),
                     cni.serve_forever(),
+                    *([] if self._kube is None else self._kube.works()),
                 ],
             )
         finally:
@@ -184,7 +199,22 @@ class _Agent:
                 await listener.close()
         log.info("Exiting; pods keep their network")
 
+    async def is_uninstalled(self) -> bool:
+        """Say, at the end, whether nothing of ours is to stay on this host."""
+        return self._kube is not None and await self._kube.is_uninstalled()
+
     # --- parts --------------------------------------------------------------------------------------------------------
+
+    async def _open_kubernetes(self, options: KubeOptions, name: PeerName, stored: StoredState) -> StoredState:
+        """Join the cluster; return what of the disk is still of use."""
+        from weavenet.agent.kubernetes import KubernetesPart  # noqa: PLC0415  # TLS and HTTP: only who needs them pays
+
+        self._kube = KubernetesPart(self._config, options, name, self._log)
+        if not await self._kube.is_reclaimed(stored):
+            return stored
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._store_thread, self._store.apply, (ClearStore(),))
+        return StoredState({}, ())
 
     async def _choose_name(self) -> PeerName:
         if self._config.name is not None:
@@ -231,7 +261,7 @@ class _Agent:
                 nickname=config.nickname,
                 universe=config.ipam.universe,
                 default_subnet=config.ipam.default_subnet,
-                mode=config.ipam.mode,
+                mode=config.ipam.mode if self._kube is None else self._kube.init_mode(config.ipam.mode),
             ),
             mtu_bytes=config.mtu_bytes,
             vxlan_port=config.vxlan_port,
@@ -277,7 +307,9 @@ class _Agent:
         """Return the peers to join: the stored ones with --resume or at a plain restart, else those that were named."""
         launched = stored.values.get("launched")
         wanted = "\n".join(self._config.peers).encode()
-        restarted = launched == wanted and "targets" in stored.values
+        # In a cluster nobody names peers; until the API does, those of before are what we know.
+        unnamed = self._kube is not None and not self._config.peers
+        restarted = (launched == wanted or unnamed) and "targets" in stored.values
         if self._config.resume or restarted:
             texts = decode_targets(stored.values.get("targets", b"[]"))
             self._log.info("Restart/resume detected - using persisted peer list: %s", texts)

@@ -239,7 +239,7 @@ class PeerRecord:
         try:
             return await self.read()
         except KubeStatusError as error:
-            if error.code != 404:
+            if not error.says_absent:
                 raise
         new = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": CONFIG_MAP}}
         try:
