@@ -21,7 +21,7 @@ from weavenet.agent.main import main
 from weavenet.agent.reclaim import KEY_REGISTERED, Registered, decode_registered
 from weavenet.drivers.clock import read_clock
 from weavenet.effects import ConnectionNumber, PutValue, StoreChange
-from weavenet.errors import ConfigError
+from weavenet.errors import ConfigError, ReclaimedError
 from weavenet.identity import PeerName, PeerUID
 from weavenet.ipam.allocator import IpamConfig, StoredState
 from weavenet.ipam.modes import Consensus, Observer, Seed, Uncounted
@@ -281,6 +281,35 @@ def test_without_an_answer_a_ring_is_kept(status: int) -> None:
         assert not await part_of(config_of(server)).is_reclaimed(stored("former"))
         await server.stop()
         assert not await part_of(config_of(server)).is_reclaimed(stored("former"))
+
+    run(scenario)
+
+
+def test_what_was_registered_without_a_ring_does_not_stop_the_agent() -> None:
+    async def scenario(server: ApiServer) -> None:
+        put_list(server, OTHER)
+        agent = Agent(config_of(server))
+        values = {KEY_REGISTERED: stored("former").values[KEY_REGISTERED]}
+        assert not await agent.part.is_reclaimed(StoredState(values, ()))
+        async with agent.running():
+            await until(lambda: agent.part.report().registered)
+
+    run(scenario)
+
+
+def test_an_agent_that_learns_late_that_it_was_reclaimed_ends_to_start_afresh() -> None:
+    async def scenario(server: ApiServer) -> None:
+        put_list(server, OTHER)
+        agent = Agent(config_of(server))
+        server.fail("get", status=503, count=1000)
+        assert not await agent.part.is_reclaimed(stored("former"))
+        server.clear_faults()
+        agent.part.join(agent.loop)
+        follow = asyncio.create_task(agent.part._follow_nodes())
+        with pytest.raises(ReclaimedError):
+            await agent.part._keep_reclaiming()
+        follow.cancel()
+        await asyncio.wait([follow])
 
     run(scenario)
 

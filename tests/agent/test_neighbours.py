@@ -82,9 +82,11 @@ def test_a_list_of_no_nodes_is_not_believed() -> None:
     assert neighbours.addresses == ("10.0.0.2",)
 
 
-def test_the_last_other_node_may_go_without_the_mesh_being_told_of_an_empty_list() -> None:
+def test_that_nobody_is_left_is_believed_only_of_a_list_that_has_us_in_it() -> None:
     neighbours = heard(Listed((A, B)))
     assert neighbours.hear(Gone(B)) == [Departed()]
+    assert neighbours.after_departure() == ConnectTo((), replace=True)
+    neighbours.hear(Gone(A))
     assert neighbours.after_departure() is None
 
 

@@ -32,7 +32,7 @@ from weavenet.agent.reclaim import (
 from weavenet.agent.uninstall import NoAnswer, UninstallIntent
 from weavenet.drivers.clock import SystemEntropy, read_clock
 from weavenet.effects import Persist, PutValue, TookOver
-from weavenet.errors import IpamError, KubeError, KubeStatusError, KubeUnreachableError
+from weavenet.errors import IpamError, KubeError, KubeStatusError
 from weavenet.identity import PeerName, format_peer_name, parse_peer_name
 from weavenet.ipam.modes import Consensus, InitMode, Uncounted
 from weavenet.ipam.restore import KEY_RING, StoredState
@@ -51,7 +51,7 @@ from weavenet.resources import Node
 RECORD_NAMESPACE = "kube-system"  # Weave's, wherever the agents run
 DEPARTURE_PAUSE_S = 5.0  # Weave's: up to this long, so that not all nodes do it at once
 RECLAIM_AGAIN_S = 30.0  # while a departed peer waits for something
-FIRST_ANSWER_S = 5.0  # for whether a ring from before is ours; with pods to serve there is no longer wait
+FIRST_ANSWER_S = 2.0  # for whether a ring from before is ours; pods are waiting, and the word may come later, too
 BEING_REMOVED_S = 300.0
 BEING_REMOVED_POLL_S = 2.0
 LAST_QUESTION_S = 3.0  # a pod has 30 s to end
@@ -117,8 +117,10 @@ class KubernetesPart:
 
     async def is_reclaimed(self, stored: StoredState) -> bool:
         """Say whether the addresses of this ring have become others': then it must not be used any more."""
+        if KEY_RING not in stored.values:
+            return False  # whatever was stored of us, there is nothing to lose
         self._registered = decode_registered(stored.values.get(KEY_REGISTERED))
-        if self._registered is None or not stored.values.get(KEY_RING):
+        if self._registered is None:
             return False
         verdict, limit_s = Verdict.WAIT, FIRST_ANSWER_S
         started_s = asyncio.get_running_loop().time()
@@ -126,11 +128,8 @@ class KubernetesPart:
             try:
                 async with asyncio.timeout(FIRST_ANSWER_S):
                     verdict = await current_verdict(self._client, self._record, self._registered, self._us)
-            except (TimeoutError, KubeUnreachableError) as error:
+            except (TimeoutError, KubeError) as error:
                 self._log.debug("Cannot ask yet whether our addresses are still ours: %s", error)
-            except KubeError as error:
-                self._log.warning("Cannot ask whether our addresses are still ours: %s", error)
-                return False
             else:
                 if verdict is Verdict.WAIT and limit_s == FIRST_ANSWER_S:
                     self._log.info("Another peer is taking over our addresses; waiting until it is done")

@@ -104,8 +104,12 @@ class Neighbours:
         return actions
 
     def after_departure(self) -> ConnectTo | None:
-        """Return what to tell the mesh when the departed are reclaimed; None: nothing, as no other node is left."""
-        return ConnectTo(self.addresses, replace=True) if self.addresses else None
+        """Return what to tell the mesh when the departed are reclaimed; None: nothing.
+
+        That nobody is left is believed only of a list that has us in it.
+        """
+        is_believed = bool(self.addresses) or self._our_node in self._addresses
+        return ConnectTo(self.addresses, replace=True) if is_believed else None
 
 
 def _is_ipv4(text: str) -> bool:

@@ -298,5 +298,5 @@ _Decoded = TypeVar("_Decoded")
 def _decode(decoder: msgspec.json.Decoder[_Decoded], raw: bytes | msgspec.Raw, what: str) -> _Decoded:
     try:
         return decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise KubeAnswerError(f"{what} does not decode: {error}") from error

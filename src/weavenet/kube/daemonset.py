@@ -1,5 +1,7 @@
 """The DaemonSet that runs us: one object, followed by its name, which is all that our role allows."""
 
+from urllib.parse import quote
+
 import msgspec
 
 from weavenet.errors import KubeAnswerError
@@ -19,7 +21,7 @@ def daemonset_resource(namespace: str, name: str) -> Resource[DaemonSet]:
 async def get_daemonset(client: KubeClient, resource: Resource[DaemonSet]) -> DaemonSet:
     """Return it as it is now. Raises KubeError; one that `says_absent` if there is none."""
     name = resource.field_selector.removeprefix(_NAME)
-    body = await client.send(Request("GET", f"{resource.path}/{name}"))
+    body = await client.send(Request("GET", f"{resource.path}/{quote(name, safe='')}"))
     try:
         return msgspec.json.decode(body, type=DaemonSet)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

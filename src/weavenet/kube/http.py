@@ -70,6 +70,7 @@ async def exchange(access: ApiAccess, request: Request) -> AsyncGenerator[Respon
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_BYTES_MAX)
     reader, writer = await _connect(access)
     try:
+        _keep_alive(writer)
         writer.write(_encode(connection, access, request, token))  # drained by the server's reading it, or never
         stream = _Stream(reader)
         head = await _read_head(connection, stream)
@@ -94,7 +95,8 @@ async def _connect(access: ApiAccess) -> tuple[asyncio.StreamReader, asyncio.Str
         raise KubeUnreachableError(f"the API server {access.url}: no connection in time") from error
     except OSError as error:
         raise KubeUnreachableError(f"the API server {access.url}: {_reason(error)}") from error
-    _keep_alive(writer)
+    except UnicodeError as error:  # from the codec for host names
+        raise KubeUnreachableError(f"the API server {access.url}: no host can have this name: {error}") from error
     return reader, writer
 
 
