@@ -75,9 +75,10 @@ class Following:
         await self.until_true(lambda: sorted(self.view) == sorted(names))
 
     async def until_true(self, true: Callable[[], bool]) -> None:
+        """Wait until this is so, looking again at any news and every now and then."""
         while not true():
             self._news.clear()
-            await self._news.wait()
+            await asyncio.wait([asyncio.ensure_future(self._news.wait())], timeout=0.02)
 
     @property
     def lists(self) -> int:
@@ -360,6 +361,26 @@ def test_a_server_that_says_nothing_is_given_up_after_the_watch_should_have_ende
             await server.stop()
 
     asyncio.run(scenario())
+
+
+def test_each_error_is_told_once_and_its_end_too(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(server: ApiServer, following: Following) -> None:
+        server.rules = [{"verbs": ["get", "list", "watch"], "resource": "nodes"}]
+        async with Following(following.client, Resource("/api/v1/pods", Node)) as forbidden:
+            await forbidden.until_true(lambda: len(server.asked("list")) > 4)
+            server.put(NODES, node("c"))  # what works does not hide what does not
+            await following.until("a", "b", "c")
+            await forbidden.until_true(lambda: len(server.asked("list")) > 8)
+            assert following.client.health.is_reachable
+            server.allow_all()
+            await forbidden.until_true(lambda: forbidden.lists == 1)
+
+    with caplog.at_level(logging.INFO):
+        run(scenario)
+    told = [record.getMessage() for record in caplog.records if "pods" in record.getMessage()]
+    assert len(told) == 2, told
+    assert "403 Forbidden" in told[0]
+    assert told[1].endswith("/api/v1/pods answers again")
 
 
 def test_only_what_is_selected_comes() -> None:

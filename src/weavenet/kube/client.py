@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar, assert_never
 from urllib.parse import urlencode
 
@@ -33,6 +33,8 @@ PAGE_BYTES_MAX = 128 << 20  # 500 objects; etcd's limit for one is 1.5 MB
 LINE_BYTES_MAX = 8 << 20
 # The server ends a watch after the time it was given; a watch that is silent for longer than that has no server.
 WATCH_SLACK_S = 30.0
+FAILING_MAX = 1000
+CONFLICT = 409
 
 T = TypeVar("T", bound=KubeObject)
 
@@ -79,22 +81,32 @@ _STATUS = msgspec.json.Decoder(_Status)
 
 @dataclass(slots=True)
 class Health:
-    """How asking goes: whether the last answer was a good one, since when that is so, and the last error."""
+    """How asking goes: whether the server answers at all, since when that is so, and what does not work."""
 
     is_reachable: bool | None = None  # None: nothing was asked yet
     since_wall_s: float = 0.0
     last_error: str = ""
+    failing: dict[str, str] = field(default_factory=dict)  # by what was asked; blank: the server itself
 
-    def note(self, error: KubeError | None, now: Now) -> bool:
-        """Note an outcome. Return whether that is news."""
-        reachable = error is None
-        text = "" if error is None else str(error)
-        is_news = reachable is not self.is_reachable or (error is not None and text != self.last_error)
-        if reachable is not self.is_reachable:
-            self.is_reachable, self.since_wall_s = reachable, now.wall_s
-        if error is not None:
-            self.last_error = text
+    def succeeded(self, what: str, now: Now) -> list[str]:
+        """Note a good answer. Return what works again with it."""
+        self._reached(now, is_reachable=True)
+        return [what for what in ("", what) if self.failing.pop(what, None) is not None]
+
+    def failed(self, what: str, error: KubeError, now: Now) -> bool:
+        """Note a failure. Return whether that is news: each error is told once, however often it is met."""
+        is_away = isinstance(error, KubeUnreachableError)
+        self._reached(now, is_reachable=not is_away)
+        what, text = "" if is_away else what, str(error)
+        is_news = self.failing.get(what) != text
+        if len(self.failing) >= FAILING_MAX:
+            self.failing.clear()
+        self.failing[what] = self.last_error = text
         return is_news
+
+    def _reached(self, now: Now, *, is_reachable: bool) -> None:
+        if is_reachable is not self.is_reachable:
+            self.is_reachable, self.since_wall_s = is_reachable, now.wall_s
 
 
 class KubeClient:
@@ -115,10 +127,15 @@ class KubeClient:
             async with asyncio.timeout(timeout_s), exchange(self.access, request) as response:
                 body = await _read_all(response, what, ANSWER_BYTES_MAX)
         except TimeoutError as error:
-            raise self._failed(KubeUnreachableError(f"{what}: no answer within {timeout_s:.0f} s")) from error
+            late = KubeUnreachableError(f"{what}: no answer within {timeout_s:.0f} s")
+            self._note(what, late)
+            raise late from error
         except KubeError as error:
-            raise self._failed(error) from error.__cause__
-        self._note(None)
+            # That something is not there, or was changed meanwhile, is as good an answer as any.
+            is_answer = isinstance(error, KubeStatusError) and (error.says_absent or error.code == CONFLICT)
+            self._note(what, None if is_answer else error)
+            raise
+        self._note(what, None)
         return body
 
     async def follow(self, resource: f.Resource[T]) -> AsyncGenerator[f.Told[T], None]:
@@ -133,12 +150,12 @@ class KubeClient:
                         await asyncio.sleep(delay_s)
                     case f.ListPage(token, limit):
                         objects, version, token = await asking.page(token, limit)
-                        self._note(None)
+                        self._note(resource.path, None)
                         for told in follower.page_came(objects, version, token):
                             yield told
                     case f.CheckHistory():
                         follower.history_came((await asking.page("", 1))[1])
-                        self._note(None)
+                        self._note(resource.path, None)
                     case f.Watch(version, timeout_s):
                         async with aclosing(self._watch(follower, asking, version, timeout_s)) as stream:
                             async for told in stream:
@@ -147,7 +164,7 @@ class KubeClient:
                         assert_never(step)
             except KubeError as error:
                 follower.failed(error)
-                self._note(error)
+                self._note(resource.path, error)
 
     async def _watch(
         self, follower: f.Follower[T], asking: "_Asking[T]", version: str, timeout_s: int
@@ -155,7 +172,7 @@ class KubeClient:
         began_s = time.monotonic()
         async with aclosing(asking.watch(version, timeout_s)) as events:
             async for event in events:
-                self._note(None)
+                self._note(asking.path, None)
                 match event.type:
                     case "ADDED" | "MODIFIED":
                         many = follower.changed(asking.decode(event.object))
@@ -169,7 +186,7 @@ class KubeClient:
                     case "ERROR":
                         error = _status_error(f"watching {asking.path}", 0, bytes(event.object), None)
                         follower.watch_refused(error)
-                        self._note(error)
+                        self._note(asking.path, error)
                         return
                     case other:
                         raise KubeAnswerError(f"watching {asking.path}: an event of unknown type {other[:40]!r}")
@@ -177,20 +194,13 @@ class KubeClient:
                     yield told
         follower.watch_ended(time.monotonic() - began_s)
 
-    def _failed(self, error: KubeError) -> KubeError:
-        # An answer that is a refusal of this one request says that the API is there.
-        is_there = isinstance(error, KubeStatusError) and error.code in {404, 409}
-        self._note(None if is_there else error)
-        return error
-
-    def _note(self, error: KubeError | None) -> None:
-        was = self.health.is_reachable
-        if not self.health.note(error, self._read_clock()):
-            return
+    def _note(self, what: str, error: KubeError | None) -> None:
         if error is not None:
-            self._log.warning("Kubernetes API: %s", error)
-        elif was is False:
-            self._log.info("Kubernetes API: %s answers again", self.access.url)
+            if self.health.failed(what, error, self._read_clock()):
+                self._log.warning("Kubernetes API: %s", error)
+            return
+        for well in self.health.succeeded(what, self._read_clock()):
+            self._log.info("Kubernetes API: %s answers again", well or self.access.url)
 
 
 class _Asking(Generic[T]):

@@ -138,7 +138,6 @@ class Follower(Generic[T]):
         vanished = [old for key, old in self._known.items() if _is_another(old, listed.get(key))]
         self._known, self._pages, self._version = listed, [], version
         self._is_doubtful = False
-        self._backoff.reset()
         return [*(Gone(old) for old in vanished), Listed(tuple(listed.values()))]
 
     def history_came(self, version: str) -> None:
@@ -162,6 +161,7 @@ class Follower(Generic[T]):
     def bookmark(self, version: str) -> None:
         """Take a BOOKMARK event: nothing has changed up to this version. Raises KubeAnswerError."""
         self._advance(version)
+        self._backoff.reset()  # they come every minute or so; a list or an event alone does not mean that all is well
 
     # --- failures -----------------------------------------------------------------------------------------------------
 
@@ -169,6 +169,8 @@ class Follower(Generic[T]):
         """Note that the server ended the watch, as it does after the time that was asked for."""
         if lasted_s < SHORT_WATCH_S and not self._has_events:
             self._pause_s = self._backoff.next_s()
+        else:
+            self._backoff.reset()
 
     def watch_refused(self, error: KubeStatusError) -> None:
         """Note an ERROR event in a watch: whatever it is, the watch cannot go on from where it was."""
@@ -200,7 +202,6 @@ class Follower(Generic[T]):
             )
         self._has_events = True
         self._version = version
-        self._backoff.reset()
 
 
 def _is_another(old: T, new: T | None) -> bool:
