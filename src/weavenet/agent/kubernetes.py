@@ -50,7 +50,8 @@ from weavenet.resources import Node
 
 RECORD_NAMESPACE = "kube-system"  # Weave's, wherever the agents run
 DEPARTURE_PAUSE_S = 5.0  # Weave's: up to this long, so that not all nodes do it at once
-RECLAIM_AGAIN_S = 30.0  # while a departed peer waits for something
+RECLAIM_AGAIN_S = 30.0  # while a departed peer waits for something; then less and less often
+RECLAIM_AGAIN_MAX_S = 300.0
 FIRST_ANSWER_S = 2.0  # for whether a ring from before is ours; pods are waiting, and the word may come later, too
 BEING_REMOVED_S = 300.0
 BEING_REMOVED_POLL_S = 2.0
@@ -111,6 +112,7 @@ class KubernetesPart:
         self._reclaimer: Reclaimer | None = None
         self._settled: Settled | None = None
         self._condition = "not told yet"
+        self._again_s = RECLAIM_AGAIN_S
         self._loop: NodeLoop | None = None
 
     # --- before the node starts ---------------------------------------------------------------------------------------
@@ -199,6 +201,7 @@ class KubernetesPart:
             try:
                 async with asyncio.timeout(wait_s):
                     await self._departed.wait()
+                self._again_s = RECLAIM_AGAIN_S
                 await asyncio.sleep(self._entropy.fraction() * DEPARTURE_PAUSE_S)
             except TimeoutError:
                 continue
@@ -288,10 +291,12 @@ class KubernetesPart:
         assert self._reclaimer is not None
         node_uid = self._neighbours.our_uid
         self._settled = await self._reclaimer.round(self._neighbours.names, self._registered, node_uid)
+        again_s = self._again_s * (0.5 + self._entropy.fraction())
+        self._again_s = min(self._again_s * 1.5, RECLAIM_AGAIN_MAX_S)
         if node_uid is None:
-            return RECLAIM_AGAIN_S  # our node is not there yet, or no longer: what we are registered as comes later
+            return again_s  # our node is not there yet, or no longer: what we are registered as comes later
         registered = Registered(self._us.peer_name, self._us.node_name, node_uid)
         if registered != self._registered:
             self._registered = registered
             self._node_loop.take([Persist((PutValue(KEY_REGISTERED, registered.encode()),))])
-        return RECLAIM_AGAIN_S if self._settled.waiting else None
+        return again_s if self._settled.waiting else None

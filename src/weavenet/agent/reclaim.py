@@ -20,7 +20,7 @@ from typing import Protocol
 import msgspec
 
 from weavenet.effects import Entropy
-from weavenet.errors import KubeStatusError, ReclaimedError
+from weavenet.errors import KubeAnswerError, KubeStatusError, ReclaimedError
 from weavenet.kube.client import KubeClient
 from weavenet.kube.node_status import get_node
 from weavenet.kube.peer_list import (
@@ -161,7 +161,7 @@ class Reclaimer:
                     self._log.info(
                         "Reclaimed %d addresses of %s: node %s is gone", count, peer.peer_name, peer.node_name
                     )
-        raise AssertionError("reclaiming goes in circles")
+        raise KubeAnswerError(f"reclaiming is not done after {STEPS_MAX} steps; trying again later")
 
     async def _write(self, reading: Reading, annotations: Annotations, why: str) -> None:
         try:
