@@ -30,6 +30,11 @@
     ├── ApiError                    the agent cannot be reached, or refused a request
     │   ├── AgentAwayError          nobody answers at the socket
     │   └── ApiStatusError          the agent answered with an HTTP status that is not a success
+    ├── KubeError                   the Kubernetes API could not be asked, or the answer is of no use
+    │   ├── KubeUnreachableError    no connection, no answer in time, or one that was cut
+    │   ├── KubeStatusError         it answered with a status that is not a success
+    │   └── KubeAnswerError         it answered, and not with what was asked for
+    ├── ReclaimedError              our addresses have become others'; only a fresh start helps
     └── LabError                    a lab of network namespaces could not be made, used or taken down
 
 "They broke it" is always a RemoteError. What *we* broke is an AssertionError, which ends the process.
@@ -235,6 +240,41 @@ class ApiStatusError(ApiError):
         super().__init__(body.rstrip("\n") or f"the agent answered with HTTP status {status}")
         self.status = status
         self.body = body
+
+
+# --- kubernetes -------------------------------------------------------------------------------------------------------
+
+
+class KubeError(WeavenetError):
+    """The Kubernetes API could not be asked, or the answer is of no use. Nothing but time need be lost by it."""
+
+
+class KubeUnreachableError(KubeError):
+    """There was no connection, no answer in time, or one that was cut: nothing is known of what became of a change."""
+
+
+class KubeStatusError(KubeError):
+    """The API answered with a status that is not a success, and said why."""
+
+    def __init__(self, what: str, code: int, reason: str, message: str, retry_after_s: float | None = None) -> None:
+        """Keep what was asked, the HTTP status, Kubernetes' reason for it, and when to come again if it said so."""
+        super().__init__(f"{what}: {code} {reason}: {message}" if message else f"{what}: {code} {reason}")
+        self.code = code
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+    @property
+    def says_absent(self) -> bool:
+        """Whether the API itself says that the object does not exist; a proxy's 404 has no such reason."""
+        return self.code == 404 and self.reason == "NotFound"
+
+
+class KubeAnswerError(KubeError):
+    """The API answered with something that is no answer to what was asked."""
+
+
+class ReclaimedError(WeavenetError):
+    """Our node was removed from the cluster and our addresses have become others': only a fresh start helps."""
 
 
 # --- lab --------------------------------------------------------------------------------------------------------------

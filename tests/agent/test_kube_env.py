@@ -137,7 +137,6 @@ def test_a_bad_value_is_refused_with_the_variables_name(name: str, value: str) -
         launch_arguments(NODE | {name: value})
 
 
-@pytest.mark.xfail(strict=False, reason="the Kubernetes part of the agent brings --kube-node and others")
 def test_the_agent_knows_every_flag() -> None:
     everything = {"WEAVE_NO_FASTDP": "1", "WEAVE_KEEP_STATE": "1", "WEAVE_MTU": "1400", "IPALLOC_INIT": "observer"}
     known = {name for option in weaver.params for name in option.opts}

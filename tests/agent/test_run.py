@@ -9,20 +9,21 @@ from pathlib import Path
 import pytest
 from virtual_time import run, settle
 
-from weavenet.agent.run import _lock_run_dir, _until_signal
+from weavenet.agent.run import _until_signal
+from weavenet.agent.run_dir import locked
 from weavenet.errors import ConfigError, StoreError
 
 
 def test_a_run_directory_serves_one_agent_at_a_time(tmp_path: Path) -> None:
     run_dir = tmp_path / "deep" / "run"
-    with _lock_run_dir(run_dir):
+    with locked(run_dir):
         assert stat.S_IMODE(run_dir.stat().st_mode) == 0o700
         with (
             pytest.raises(ConfigError, match=rf"already running with --run-dir {run_dir}; stop it first"),
-            _lock_run_dir(run_dir),
+            locked(run_dir),
         ):
             pass
-    with _lock_run_dir(run_dir):
+    with locked(run_dir):
         pass
 
 
@@ -30,7 +31,7 @@ def test_a_run_directory_that_cannot_be_made_is_an_error_with_its_name(tmp_path:
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(ConfigError, match=rf"cannot use --run-dir {tmp_path}/file/run: Not a directory"),
-        _lock_run_dir(tmp_path / "file" / "run"),
+        locked(tmp_path / "file" / "run"),
     ):
         pass
 

@@ -26,6 +26,7 @@ from weavenet.node.report import (
     Attachment,
     Connection,
     Ipam,
+    Kubernetes,
     Paxos,
     Peer,
     PeerConnection,
@@ -446,3 +447,47 @@ def test_weaves_keys_stay_weaves_and_ours_are_under_one_key() -> None:
     keys = list(msgspec.json.decode(encode_report(make_report(weavenet=ATTACHMENTS))))
 
     assert keys == ["Ready", "Version", "VersionCheck", "Router", "Weavenet"]
+
+
+def kubernetes(**changes: object) -> Weavenet:
+    said: dict[str, object] = {
+        "server": "https://10.96.0.1:443",
+        "reachable": True,
+        "since": "2026-01-01T00:00:00Z",
+        "last_error": "",
+        "nodes": 3,
+        "peers": ("10.0.0.2",),
+        "awaiting_count": False,
+        "registered": True,
+        "reclaimed": 0,
+        "reclaim": None,
+        "network_condition": "told",
+        "uninstall_wanted": False,
+    }
+    return Weavenet(kubernetes=Kubernetes(**{**said, **changes}))  # type: ignore[arg-type]
+
+
+def last_section(weavenet: Weavenet) -> list[str]:
+    return [line.strip() for line in status_text(make_report(weavenet=weavenet)).split("\n\n")[-1].splitlines()]
+
+
+def test_the_status_says_how_the_kubernetes_api_is() -> None:
+    answers = "API: https://10.96.0.1:443 (answers since 2026-01-01T00:00:00Z)"
+    assert last_section(kubernetes()) == ["Service: kubernetes", answers, "Nodes: 3"]
+
+
+def test_the_status_says_what_is_waited_for_without_an_api() -> None:
+    section = last_section(kubernetes(reachable=False, last_error="Connection refused", awaiting_count=True))
+    assert section == [
+        "Service: kubernetes",
+        "API: https://10.96.0.1:443 (does not answer since 2026-01-01T00:00:00Z)",
+        "Waiting: for the API to tell how many peers there are, before a first ring is elected",
+        "LastError: Connection refused",
+    ]
+    assert "(not asked yet)" in last_section(kubernetes(reachable=None))[1]
+
+
+def test_the_status_names_departed_peers_that_wait_and_the_wish_to_be_uninstalled() -> None:
+    section = last_section(kubernetes(reclaim=("7a:00:00:00:00:03: node c is gone, but the peer is alive",)))
+    assert section[-1] == "Reclaim: 7a:00:00:00:00:03: node c is gone, but the peer is alive"
+    assert last_section(kubernetes(uninstall_wanted=True))[-1].startswith("Uninstall: when the agent is stopped")

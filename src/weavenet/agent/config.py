@@ -48,6 +48,16 @@ class IpamOptions(msgspec.Struct, frozen=True):
     mode: InitMode
 
 
+class KubeOptions(msgspec.Struct, frozen=True):
+    """The cluster that we are part of; blank or None is found in the pod."""
+
+    node: str
+    api_url: str
+    token_file: Path | None
+    ca_file: Path | None
+    daemonset: str
+
+
 class AgentConfig(msgspec.Struct, frozen=True):
     """One agent, as asked for."""
 
@@ -76,6 +86,8 @@ class AgentConfig(msgspec.Struct, frozen=True):
     expose: ExposeOption | None
     no_masq_local: bool
     log_level: str
+    keep_state: bool
+    kube: KubeOptions | None = None
 
     @property
     def vxlan_port(self) -> int:
@@ -167,6 +179,12 @@ class Flags(msgspec.Struct, frozen=True):
     no_masq_local: bool
     expect_npc: bool
     log_level: str
+    keep_state: bool
+    kube_node: str
+    kube_api: str
+    kube_token_file: Path | None
+    kube_ca_file: Path | None
+    kube_daemonset: str
     peers: tuple[str, ...]
 
 
@@ -206,6 +224,8 @@ def build_config(flags: Flags) -> AgentConfig:
         expose=parse_expose_option(flags.expose_ip, allocates=bool(flags.ipalloc_range)),
         no_masq_local=flags.no_masq_local,
         log_level=flags.log_level,
+        keep_state=flags.keep_state,
+        kube=_kube_options(flags),
     )
 
 
@@ -215,6 +235,14 @@ def parse_overlays(*, fastdp: bool, sleeve: bool) -> tuple[str, ...]:
     if not overlays:
         raise ConfigError("--no-fastdp and --no-sleeve together leave no way to reach a peer")
     return overlays
+
+
+def _kube_options(flags: Flags) -> KubeOptions | None:
+    if not flags.kube_node:
+        if flags.kube_api or flags.kube_token_file or flags.kube_ca_file:
+            raise ConfigError("--kube-api, --kube-token-file and --kube-ca-file are of use only with --kube-node")
+        return None
+    return KubeOptions(flags.kube_node, flags.kube_api, flags.kube_token_file, flags.kube_ca_file, flags.kube_daemonset)
 
 
 def parse_name(text: str) -> PeerName | None:

@@ -14,7 +14,8 @@ import uvloop
 from weavenet.agent import config as c
 from weavenet.agent.install import Place
 from weavenet.agent.log import LEVEL_NAMES, open_log
-from weavenet.agent.run import reset_host, run_agent
+from weavenet.agent.reset import reset_host
+from weavenet.agent.run import run_agent
 from weavenet.agent.sleeve import fork_forwarder
 from weavenet.errors import WeavenetError
 from weavenet.overlay.forwarding import SLEEVE
@@ -59,7 +60,13 @@ EXIT_FAILED = 1
     "--no-masq-local", is_flag=True, help="Pods of this host see outside clients' own addresses, not this host's."
 )
 @click.option("--expect-npc", is_flag=True, help="Weave's; does nothing: network policy is no program of its own here.")
+@click.option("--kube-node", default="", help="Our node's name: take part in the Kubernetes cluster it is of.")
+@click.option("--kube-api", default="", help="API server, https://HOST:PORT. Default: the pod's.")
+@click.option("--kube-token-file", type=click.Path(path_type=Path), default=None, help="Default: the pod's.")
+@click.option("--kube-ca-file", type=click.Path(path_type=Path), default=None, help="Default: the pod's.")
+@click.option("--kube-daemonset", default="weave-net", show_default=True, help="What runs us; deleted: uninstall.")
 @click.option("--log-level", type=click.Choice(LEVEL_NAMES), default="info", show_default=True)
+@click.option("--keep-state", is_flag=True, help="What is on disk stays when the node is left or reset.")
 @click.option("--reset", is_flag=True, help="Remove all that is ours from this host's kernel and disk, and exit.")
 @click.argument("peers", nargs=-1)
 @click.pass_obj  # `weave-kube launch` says where the node's CNI files go

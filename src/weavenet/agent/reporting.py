@@ -1,7 +1,7 @@
 """Puts the report together: what the node knows, and what only the kernel does."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from datetime import UTC, datetime
 from typing import Protocol
@@ -53,6 +53,7 @@ class Reporter:
         self._datapath = datapath
         self._keepers = keepers
         self._thread = thread
+        self.kubernetes: Callable[[], r.Kubernetes | None] = lambda: None
 
     async def report(self) -> r.Report:
         """Say how everything is now. What the kernel refuses to tell is missing, and named among the problems."""
@@ -74,6 +75,7 @@ class Reporter:
                 attachments=r.listed(attachment_reports(node, observed.network)),
                 counters=observed.counters,
                 problems=r.listed(problems),
+                kubernetes=self.kubernetes(),
             ),
         )
 

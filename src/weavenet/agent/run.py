@@ -7,22 +7,20 @@ neither a restart nor a crash. Only `--reset` removes them.
 """
 
 import asyncio
-import contextlib
-import fcntl
 import logging
-import os
 import signal
 import socket
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from weavenet.address import Range
+from weavenet.agent import run_dir
 from weavenet.agent.addresses import NodeAddresses
 from weavenet.agent.api import make_control_application, make_metrics_application, make_status_application
 from weavenet.agent.attach import CniVerbs, KernelPods
-from weavenet.agent.config import AgentConfig
+from weavenet.agent.config import AgentConfig, KubeOptions
 from weavenet.agent.control import AgentControl
 from weavenet.agent.expose import Exposure
 from weavenet.agent.hostports import KEY_HOST_PORTS, HostPorts, Owner
@@ -31,18 +29,18 @@ from weavenet.agent.loop import NodeLoop
 from weavenet.agent.peername import bridge_peer_name, machine_peer_name
 from weavenet.agent.reconcile import Reconciler
 from weavenet.agent.reporting import Reporter
+from weavenet.agent.reset import leave_host
 from weavenet.agent.resolve import resolve_targets
 from weavenet.agent.sleeve import ForwarderProcess, Sleeve
 from weavenet.agent.traffic import Traffic
 from weavenet.dataplane.desired import HostSettings, vxlan_name
-from weavenet.dataplane.kernel import teardown
 from weavenet.dataplane.model import Bridge, bridge_mac, format_mac, overlapping_routes
 from weavenet.drivers.clock import SystemEntropy, read_clock
 from weavenet.drivers.cni import CniServer
 from weavenet.drivers.http import HttpListener
 from weavenet.drivers.store import Store
 from weavenet.drivers.tcp import TcpDriver
-from weavenet.effects import Persist, SendSpecialFrame, StoreChange
+from weavenet.effects import ClearStore, Persist, SendSpecialFrame, StoreChange
 from weavenet.errors import ConfigError, KernelError
 from weavenet.identity import PeerName, PeerUID, ShortID, format_peer_name
 from weavenet.ipam.allocator import IpamConfig, StoredState
@@ -56,6 +54,9 @@ from weavenet.node.node import Node, NodeConfig
 from weavenet.node.report import EXPOSED
 from weavenet.node.targets import FirstTargets, first_targets, remember_launch
 
+if TYPE_CHECKING:
+    from weavenet.agent.kubernetes import KubernetesPart
+
 
 async def run_agent(
     config: AgentConfig, log: logging.Logger, forwarder: ForwarderProcess | None, place: Place | None = None
@@ -66,49 +67,14 @@ async def run_agent(
     is served.
     """
     with ExitStack() as stack:
-        stack.enter_context(_lock_run_dir(config.run_dir))
+        stack.enter_context(run_dir.locked(config.run_dir))
         agent = _Agent(config, log, stack, forwarder)
         await agent.prepare()
         await agent.serve(place)
-
-
-def reset_host(config: AgentConfig, log: logging.Logger) -> None:
-    """Remove all that is ours from this host's kernel and disk. Raises WeavenetError, and says what is left."""
-    with _lock_run_dir(config.run_dir):
-        datapath = FastDatapath(vxlan_name(config.vxlan_port), config.bpf_object)
-        kernel = LinuxKernel(config.bridge, vxlan_name(config.vxlan_port), datapath)
-        try:
-            for change in teardown(kernel):
-                log.info("kernel: %s", change)
-        finally:
-            kernel.close()
-        for path in _state_files(config):
-            path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # not there, or something of somebody else's is in it: it stays
-            config.state_dir.rmdir()
-
-
-@contextmanager
-def _lock_run_dir(run_dir: Path) -> Iterator[None]:
-    """Hold the run directory, so that one host has one agent. Raises ConfigError."""
-    try:
-        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ConfigError(f"cannot use --run-dir {run_dir}: {error.strerror}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise ConfigError(f"weave is already running with --run-dir {run_dir}; stop it first") from error
-    finally:
-        os.close(descriptor)
-
-
-def _state_files(config: AgentConfig) -> list[Path]:
-    database = config.database
-    journal = [database.with_name(database.name + suffix) for suffix in ("-wal", "-shm")]
-    return [database, *journal, config.control_socket, config.cni_socket]
+        uninstalled = await agent.is_uninstalled()
+    if uninstalled:
+        log.info("Our DaemonSet has been deleted: this node is to be left as it was found")
+        leave_host(config, place, log)
 
 
 class _Agent:
@@ -129,6 +95,7 @@ class _Agent:
         self._store = Store(config.database)
         self._datapath = FastDatapath(vxlan_name(config.vxlan_port), config.bpf_object)
         self._kernel = LinuxKernel(config.bridge, vxlan_name(config.vxlan_port), self._datapath)
+        self._kube: KubernetesPart | None = None
         stack.callback(self._kernel.close)
         stack.callback(self._datapath.close)
 
@@ -141,6 +108,8 @@ class _Agent:
         await self._check_routes(stored)
         name = await self._choose_name()
         log.info("Our name is %s(%s)", format_peer_name(name), config.nickname)
+        if config.kube is not None:
+            stored = await self._open_kubernetes(config.kube, name, stored)
         log.info("Communication between peers is %s.", "encrypted" if config.password else "unencrypted")
         programs = await loop.run_in_executor(self._kernel_thread, lambda: self._datapath.programs)
         exposed = tuple(put.address for put in stored.allocations if put.ident == EXPOSED)
@@ -168,12 +137,18 @@ class _Agent:
         self._reporter = Reporter(
             self._loop, self._kernel, self._datapath, (self._reconciler, self._traffic), self._kernel_thread
         )
-        first = first_targets(stored.values, config.peers, resume=config.resume)
+        if self._kube is not None:
+            self._reporter.kubernetes = self._kube.report
+        # In a cluster nobody names peers; until the API does, those of before are what we know.
+        unnamed = self._kube is not None and not config.peers
+        first = first_targets(stored.values, config.peers, resume=config.resume or unnamed)
         targets = await self._resolve_first(first)
         self._loop.take(node.start(stored, targets, read_clock()))
         self._loop.take([Persist(remember_launch(config.peers, first))])  # behind what start may clear
         await self._wire_traffic(stored)
         await self._traffic.try_to_look()
+        if self._kube is not None:
+            self._kube.join(self._loop)
 
     async def serve(self, place: Place | None) -> None:
         """Serve until a signal comes."""
@@ -213,6 +188,7 @@ class _Agent:
                     cni.serve_forever(),
                     *([self._sleeve.run()] if self._sleeve is not None else []),
                     *([keep_cni_files(place, log)] if place is not None else []),
+                    *([] if self._kube is None else self._kube.works()),
                 ],
             )
         finally:
@@ -220,7 +196,22 @@ class _Agent:
                 await listener.close()
         log.info("Exiting; pods keep their network")
 
+    async def is_uninstalled(self) -> bool:
+        """Say, at the end, whether nothing of ours is to stay on this host."""
+        return self._kube is not None and await self._kube.is_uninstalled()
+
     # --- parts --------------------------------------------------------------------------------------------------------
+
+    async def _open_kubernetes(self, options: KubeOptions, name: PeerName, stored: StoredState) -> StoredState:
+        """Join the cluster; return what of the disk is still of use."""
+        from weavenet.agent.kubernetes import KubernetesPart  # noqa: PLC0415  # TLS and HTTP: only who needs them pays
+
+        self._kube = KubernetesPart(self._config, options, name, self._log)
+        if not await self._kube.is_reclaimed(stored):
+            return stored
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._store_thread, self._store.apply, (ClearStore(),))
+        return StoredState({}, ())
 
     async def _choose_name(self) -> PeerName:
         if self._config.name is not None:
@@ -298,7 +289,7 @@ class _Agent:
                 nickname=config.nickname,
                 universe=config.ipam.universe,
                 default_subnet=config.ipam.default_subnet,
-                mode=config.ipam.mode,
+                mode=config.ipam.mode if self._kube is None else self._kube.init_mode(config.ipam.mode),
             ),
             mtu_bytes=config.mtu_bytes,
             vxlan_port=config.vxlan_port,

@@ -17,6 +17,7 @@ from weavenet.node.report import (
     AttributeValue,
     Connection,
     Ipam,
+    Kubernetes,
     Peer,
     Report,
     Router,
@@ -60,7 +61,28 @@ def status_text(report: Report) -> str:
         )
     if report.weavenet is not None and report.weavenet.problems:
         sections.append([("Service", "dataplane"), *(("Problem", problem) for problem in report.weavenet.problems)])
+    if report.weavenet is not None and report.weavenet.kubernetes is not None:
+        sections.append(_kubernetes(report.weavenet.kubernetes))
     return "\n".join(_lines(f"{label:>{_LABEL_COLUMNS}}: {value}" for label, value in rows) for rows in sections)
+
+
+def _kubernetes(kubernetes: Kubernetes) -> list[tuple[str, str]]:
+    """Say whether the API answers, and what is waited for."""
+    if kubernetes.reachable is None:
+        state = "not asked yet"
+    else:
+        state = f"{'answers' if kubernetes.reachable else 'does not answer'} since {kubernetes.since}"
+    rows = [("Service", "kubernetes"), ("API", f"{kubernetes.server} ({state})")]
+    if kubernetes.awaiting_count:
+        rows.append(("Waiting", "for the API to tell how many peers there are, before a first ring is elected"))
+    else:
+        rows.append(("Nodes", str(kubernetes.nodes)))
+    if kubernetes.last_error:
+        rows.append(("LastError", kubernetes.last_error))
+    rows += [("Reclaim", each) for each in kubernetes.reclaim or ()]
+    if kubernetes.uninstall_wanted:
+        rows.append(("Uninstall", "when the agent is stopped: its DaemonSet has been deleted"))
+    return rows
 
 
 def connections_text(report: Report) -> str:

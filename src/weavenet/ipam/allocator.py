@@ -154,6 +154,12 @@ class Allocator:
         self._desk.submit(Prime(request))
         return self._finish(now)
 
+    def count_peers(self, peer_count: int, now: Now) -> list[Output]:
+        """Learn how many peers there are, in the mode that waits for it; go on with an election that did."""
+        if self._election.count(peer_count):
+            self._establish_ring()
+        return self._finish(now)
+
     def cancel(self, request: RequestNumber, now: Now) -> list[Output]:
         """Forget a request whose caller is gone. One that is answered stays answered."""
         self._desk.cancel(request)

@@ -12,7 +12,7 @@ something else. So the table is stored with each change, and a restarted peer go
 from collections.abc import Mapping
 
 from weavenet.identity import PeerName
-from weavenet.ipam.modes import Consensus, InitMode, Observer
+from weavenet.ipam.modes import Consensus, InitMode, Observer, Uncounted
 from weavenet.ipam.paxos import Elector, NodeClaims, NodeID
 from weavenet.ipam.ring import normalise_peers
 from weavenet.ipam.status import ElectionStatus
@@ -26,6 +26,7 @@ class Election:
         """Begin outside of any election."""
         self.is_awaited = False  # we need a ring, and wait for an election's end
         self._peer_count = mode.peer_count if isinstance(mode, Consensus) else None
+        self._is_counted = not isinstance(mode, Uncounted)
         self._elector = None if isinstance(mode, Observer) else Elector(us)
 
     @property
@@ -49,16 +50,24 @@ class Election:
     def open(self, active_targets: int) -> int | None:
         """Begin to wait for a ring, and propose one if we have a vote. Return the quorum if it had to be guessed."""
         self.is_awaited = True
-        if self._elector is None:
+        if self._elector is None or not self._is_counted:
             return None
         # Without a number, the peers that we were told to connect to are all there are, besides us.
         self._elector.quorum = (self._peer_count or active_targets + 1) // 2 + 1
         self._elector.propose()
         return self._elector.quorum if self._peer_count is None else None
 
+    def count(self, peer_count: int) -> bool:
+        """Learn how many peers there are; 0 is to be guessed. Return whether that was waited for."""
+        if self._is_counted:
+            return False
+        self._is_counted, self._peer_count = True, peer_count or None
+        was_awaited, self.is_awaited = self.is_awaited, False
+        return was_awaited
+
     def propose_again(self) -> None:
         """Outbid whatever stopped the last proposal."""
-        if self._elector is not None:
+        if self._elector is not None and self._is_counted:
             self._elector.propose()
 
     def hear(self, claims: Mapping[NodeID, NodeClaims]) -> bool:

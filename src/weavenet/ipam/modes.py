@@ -2,6 +2,7 @@
 
     consensus      the peers elect it; how many make a majority is guessed from the list of peers
     consensus=N    the same, for a cluster of N peers
+                   (Uncounted, which no flag asks for: the same, but somebody is still counting the peers)
     seed=a,b,...   no election: every peer is told the same names and makes the same ring
     observer       never votes; asks the others
 
@@ -23,6 +24,10 @@ class Consensus(msgspec.Struct, frozen=True):
     peer_count: int | None = None
 
 
+class Uncounted(msgspec.Struct, frozen=True):
+    """Elect the ring, but propose none before it is known how many make a majority; take part in others' elections."""
+
+
 class Seed(msgspec.Struct, frozen=True):
     """Share the range out among these peers, without asking anybody."""
 
@@ -33,7 +38,7 @@ class Observer(msgspec.Struct, frozen=True):
     """Wait for the others' ring."""
 
 
-InitMode = Consensus | Seed | Observer
+InitMode = Consensus | Uncounted | Seed | Observer
 
 
 def parse_init_mode(text: str) -> InitMode:

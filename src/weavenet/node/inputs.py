@@ -150,6 +150,12 @@ class TakeOver(msgspec.Struct, frozen=True):
     ident: str
 
 
+class CountPeers(msgspec.Struct, frozen=True):
+    """So many peers are there, for the election of the first ring; 0: guess."""
+
+    peer_count: int
+
+
 class Cancel(msgspec.Struct, frozen=True):
     """The caller of a request is gone."""
 
@@ -164,7 +170,7 @@ class TimerFired(msgspec.Struct, frozen=True):
     """The time that `next_deadline` named has come."""
 
 
-IpamInput = Allocate | Claim | Release | ReleaseAddress | AwaitConsensus | TakeOver | Cancel | ShutDown
+IpamInput = Allocate | Claim | Release | ReleaseAddress | AwaitConsensus | TakeOver | CountPeers | Cancel | ShutDown
 
 Input = (
     TcpAccepted

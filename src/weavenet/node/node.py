@@ -195,7 +195,7 @@ class Node:
         try:
             return _ask_ipam(self.ipam, happened, now)
         except IpamError as error:
-            assert not isinstance(happened, i.Cancel | i.ShutDown), "these cannot be refused"
+            assert not isinstance(happened, i.CountPeers | i.Cancel | i.ShutDown), "these cannot be refused"
             return [Reply(happened.request, Refused(str(error)))]
 
     def _timer_fired(self, now: Now) -> list[Output]:
@@ -318,6 +318,8 @@ def _ask_ipam(ipam: Allocator, happened: i.IpamInput, now: Now) -> list[Output]:
             return ipam.await_consensus(request, now)
         case i.TakeOver(request, ident):
             return ipam.take_over(request, ident, now)
+        case i.CountPeers(peer_count):
+            return ipam.count_peers(peer_count, now)
         case i.Cancel(request):
             return ipam.cancel(request, now)
         case i.ShutDown():
@@ -327,7 +329,7 @@ def _ask_ipam(ipam: Allocator, happened: i.IpamInput, now: Now) -> list[Output]:
 
 
 def _refuse_without_ipam(happened: i.IpamInput) -> list[Output]:
-    if isinstance(happened, i.Cancel | i.ShutDown):
+    if isinstance(happened, i.CountPeers | i.Cancel | i.ShutDown):
         return []
     return [Reply(happened.request, Refused("IP address allocation is off: the agent was started without a range"))]
 

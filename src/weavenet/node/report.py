@@ -213,6 +213,23 @@ class Attachment(msgspec.Struct, frozen=True, rename="pascal"):
     addresses: tuple[str, ...] | None = None
 
 
+class Kubernetes(msgspec.Struct, frozen=True, rename="pascal"):
+    """What the agent and the Kubernetes API have to do with each other."""
+
+    server: str
+    reachable: bool | None  # null: not asked yet
+    since: str  # RFC 3339: how long that has been so
+    last_error: str
+    nodes: int
+    peers: tuple[str, ...] | None  # addresses that the API names
+    awaiting_count: bool  # of peers: without it no first ring is elected
+    registered: bool  # in the list of peers
+    reclaimed: int  # departed peers, since the agent started
+    reclaim: tuple[str, ...] | None  # departed peers that wait, and why
+    network_condition: str  # what became of telling the node that it has a network
+    uninstall_wanted: bool
+
+
 class Weavenet(msgspec.Struct, frozen=True, rename="pascal"):
     """What Weave's report has no place for."""
 
@@ -220,6 +237,7 @@ class Weavenet(msgspec.Struct, frozen=True, rename="pascal"):
     attachments: tuple[Attachment, ...] | None = None
     counters: Mapping[str, int] = {}  # of the data plane, by event: packets dropped and why, floods missed
     problems: tuple[str, ...] | None = None  # what stands between the kernel and what it should be
+    kubernetes: Kubernetes | None = None
 
 
 class Report(msgspec.Struct, frozen=True, rename="pascal", omit_defaults=True):
