@@ -5,7 +5,7 @@ the order of one outbox, so `Persist` before `SendTcp` *is* the durability rule.
 routes each to the core that needs it (node/node.py), and effects of that core take the signal's place in the order.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import NewType, Protocol
 
@@ -113,6 +113,14 @@ class PutValue:
 
 
 @dataclass(frozen=True, slots=True)
+class PutSecret:
+    """Store a value that must not be seen, under a key: `keyring`."""
+
+    key: str
+    value: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class PutAllocation:
     """Store that an identifier (a container) holds an address."""
 
@@ -134,7 +142,7 @@ class ClearStore:
     """Forget every value and allocation: the data are of another peer or another range."""
 
 
-StoreChange = PutValue | PutAllocation | DropAllocation | ClearStore
+StoreChange = PutValue | PutSecret | PutAllocation | DropAllocation | ClearStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +237,7 @@ class ConnectionAdded:
     remote: Endpoint
     outbound: bool
     uid: ConnectionUID
-    overlay_key: bytes | None  # the session key where overlay traffic must be encrypted
+    overlay_key: bytes | None = field(repr=False)  # the session key where overlay traffic must be encrypted
     overlays: tuple[str, ...] | None  # the remote's, in its order; None: it never sent the feature
 
 
@@ -251,6 +259,18 @@ class OverlayControlArrived:
     connection: ConnectionNumber
     payload: bytes
     bare: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OverlayKeysChanged:
+    """Mesh: overlay traffic of a connection is to be sealed with another key, or to be opened with others, from now on.
+
+    The one that the remote seals with is among the others; which it is may change at any moment.
+    """
+
+    connection: ConnectionNumber
+    sealing: bytes = field(repr=False)
+    opening: tuple[bytes, ...] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +338,7 @@ Signal = (
     | ConnectionAdded
     | ConnectionGone
     | OverlayControlArrived
+    | OverlayKeysChanged
     | PeersRemoved
     | RoutesChanged
     | OverlayEstablished

@@ -5,13 +5,15 @@
     │   ├── AddressError
     │   │   └── SubnetError         a text is no subnet that addresses can be given from
     │   ├── PeerNameError
-    │   └── ConfigError
+    │   ├── ConfigError
+    │   └── KeyringError            a password cannot be added, used or retired
     ├── RemoteError                 a peer broke the protocol, or is not one; costs it the connection and nobody else
     │   ├── CodecError              bytes that do not decode
     │   │   ├── TruncatedError
     │   │   └── GobError
     │   ├── HandshakeError          the introduction failed
     │   │   ├── NameCollisionError
+    │   │   ├── OtherPasswordError  the remote uses one that is valid here, too, but not the one that we tried
     │   │   └── SelfConnectionError
     │   ├── ProtocolError           a message after the introduction was wrong
     │   └── GossipError             a channel refused what it was told
@@ -78,6 +80,10 @@ class ConfigError(InputError):
     """The agent cannot start as configured."""
 
 
+class KeyringError(InputError):
+    """A password cannot be added, used or retired as asked; the text never holds one."""
+
+
 # --- remote -----------------------------------------------------------------------------------------------------------
 
 
@@ -103,6 +109,10 @@ class HandshakeError(RemoteError):
 
 class NameCollisionError(HandshakeError):
     """Another peer has our name; trying again cannot help."""
+
+
+class OtherPasswordError(HandshakeError):
+    """We dialled with one of our passwords, and the remote uses another of them."""
 
 
 class SelfConnectionError(HandshakeError):

@@ -14,8 +14,9 @@ from weavenet.codec.cursor import Cursor
 from weavenet.effects import Now
 from weavenet.errors import HandshakeError, RemoteError
 from weavenet.identity import PeerName, PeerUID, ShortID, format_peer_name, parse_peer_name
-from weavenet.mesh import connection as connection_module
+from weavenet.mesh import session as session_module
 from weavenet.mesh.connection import Connection, ConnectionOptions, Introduced, LocalPeer, Message
+from weavenet.mesh.keyring import Keyring
 from weavenet.mesh.wire import FEATURES_V1, Tag, parse_features, parse_gossip
 
 TESTS = Path(__file__).parent.parent
@@ -52,9 +53,10 @@ def stand_in(
     versions: tuple[int, int] = (1, 2),
 ) -> Connection:
     """Make a connection that introduces itself as a recorded peer did."""
+    ring = None if password is None else Keyring.of(password)
     return Connection(
         LocalPeer(parse_peer_name(features["Name"]), PeerUID(int(features["UID"])), features["NickName"]),
-        ConnectionOptions(password, min_version=versions[0], max_version=versions[1], overlays=features["Overlays"]),
+        ConnectionOptions(ring, *versions, overlays=features["Overlays"], can_move=False),
         outbound=outbound,
         short_id=ShortID(int(features["ShortID"])),
         trusted=features["Trusted"] == "true",
@@ -72,7 +74,7 @@ def listen(connection: Connection, stream: bytes, piece_bytes: int) -> tuple[byt
         for event in events:
             if isinstance(event, Introduced):
                 introduced = event
-                messages += connection.proceed(NOW)
+                messages += connection.proceed(NOW)[1]
             else:
                 messages.append(event)
     assert introduced is not None
@@ -196,7 +198,7 @@ def test_a_recorded_session_is_understood_to_its_end(
     if "session_key" in session:
         # The private keys were not recorded, but what both ends made of them was.
         password = b"wfvAwt7sj"
-        monkeypatch.setattr(connection_module, "session_key", lambda *_: bytes.fromhex(session["session_key"]))
+        monkeypatch.setattr(session_module, "session_key_of", lambda *_: bytes.fromhex(session["session_key"]))
     ours, theirs = session[f"{end}_decoded"], session[f"{other}_decoded"]
     connection = stand_in(ours["features"], password, outbound=end == "client")
     stream = bytes.fromhex(session[f"{other}_to_{end}"])

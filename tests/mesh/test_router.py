@@ -34,6 +34,7 @@ from weavenet.mesh import router
 from weavenet.mesh.connection import Connection, ConnectionOptions, Introduced, LocalPeer, Message
 from weavenet.mesh.connector import Target, TargetState
 from weavenet.mesh.gossip import GossipData
+from weavenet.mesh.keyring import Keyring
 from weavenet.mesh.records import decode_update, encode_update
 from weavenet.mesh.router import Mesh, MeshConfig
 from weavenet.mesh.topology import Peer, PeerConnection
@@ -134,6 +135,9 @@ class World:
         return Now(self.now_s, 1_700_000_000 + self.now_s)
 
     def host(self, name: PeerName, *, uid: int = 0, channels: Sequence[str] = (CHANNEL,), **options: object) -> Host:
+        password = options.pop("password", None)
+        if isinstance(password, bytes):
+            options["keyring"] = Keyring.of(password)
         config = replace(MeshConfig(name, PeerUID(uid or name * 7), f"host{name & 0xFF}"), **options)  # type: ignore[arg-type]
         source = Source()
         entropy = Seeded(self.seed * 1000 + name + uid)
@@ -243,7 +247,7 @@ class Stranger:
         self._inbox: list[Message] = []
         self.connection = Connection(
             LocalPeer(name, PeerUID(uid), "stranger"),
-            ConnectionOptions(password),
+            ConnectionOptions(None if password is None else Keyring.of(password)),
             outbound=True,
             short_id=ShortID(77),
             trusted=False,
@@ -272,7 +276,9 @@ class Stranger:
         written, events = self.connection.receive(data, self.world.now)
         for event in events:
             if isinstance(event, Introduced):
-                self._inbox += self.connection.proceed(self.world.now)
+                more, messages = self.connection.proceed(self.world.now)
+                written += more
+                self._inbox += messages
             else:
                 self._inbox.append(event)
         if written:

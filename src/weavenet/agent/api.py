@@ -90,10 +90,12 @@ class Control(Protocol):
         ...
 
 
-def make_control_application(control: Control, log: logging.Logger) -> web.Application:
-    """Return the application that can do everything."""
+def make_control_application(
+    control: Control, log: logging.Logger, more: Sequence[web.RouteDef] = ()
+) -> web.Application:
+    """Return the application that can do everything, and `more`."""
     handlers = _ControlHandlers(control)
-    return _application(log, [*_StatusHandlers(control).routes(), *handlers.routes()])
+    return _application(log, [*_StatusHandlers(control).routes(), *handlers.routes(), *more])
 
 
 def make_status_application(control: Control, log: logging.Logger) -> web.Application:

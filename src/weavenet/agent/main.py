@@ -1,7 +1,7 @@
 """`weaver`: one agent per host. Reads its flags, runs, and leaves the data plane alone at its end.
 
 The flags are Weave's where Weave has them (docs/protocol.md, "Router daemon"); `--state-dir`, `--run-dir`,
-`--bpf-object`, `--password-file` and `--reset` are ours.
+`--bpf-object`, `--password-file`, `--password-fd`, `--no-password` and `--reset` are ours.
 """
 
 import sys
@@ -29,9 +29,11 @@ EXIT_FAILED = 1
 @click.option("--host", default="", help="Local address to listen on and dial from. Default: all.")
 @click.option("--port", default=c.DEFAULT_PORT, type=click.IntRange(1, c.PORT_MAX), show_default=True)
 @click.option(
-    "--password", default=None, help="Better --password-file or $WEAVE_PASSWORD: flags show in process lists."
+    "--password", default=None, help="Better any of the next two or $WEAVE_PASSWORD: flags show in process lists."
 )
 @click.option("--password-file", type=click.Path(path_type=Path), default=None, help="File that holds the password.")
+@click.option("--password-fd", type=click.IntRange(0), default=None, help="Open descriptor to read the password from.")
+@click.option("--no-password", is_flag=True, help="Forget stored passwords: the mesh is not encrypted.")
 @click.option("--trusted-subnets", default="", help="Comma-separated subnets whose traffic needs no encryption.")
 @click.option("--conn-limit", default=200, type=click.IntRange(0), show_default=True, help="0 is no limit.")
 @click.option("--no-discovery", is_flag=True, help="Connect only to the peers that are named.")
@@ -58,6 +60,8 @@ def main(*, reset: bool, **given: Any) -> None:  # type: ignore[explicit-any]  #
     try:
         config = c.build_config(c.Flags(**given))
         log = open_log(config.log_level)
+        if given["password"]:
+            log.warning("--password shows in process lists; use --password-file, --password-fd or $WEAVE_PASSWORD")
         if reset:
             reset_host(config, log)
         else:

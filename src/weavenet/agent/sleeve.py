@@ -187,7 +187,7 @@ class Sleeve:
                     self.counters = counters
 
     def _fail_all(self) -> None:
-        for added, _link in list(self._loop.node.overlays.sleeves().values()):
+        for added, *_ in list(self._loop.node.overlays.sleeves().values()):
             self._loop.feed(i.SleeveFailed(added.connection, "the process that forwards its datagrams ended"))
 
     def _send(self, effect: SendSleeveFrame) -> None:

@@ -18,6 +18,8 @@ from weavenet.identity import ConnectionUID, PeerName
 from weavenet.mesh.connection import Connection
 from weavenet.mesh.connector import Connected
 from weavenet.mesh.gossip import GossipData, Pending, Slot
+from weavenet.mesh.keyring import Password
+from weavenet.mesh.session import OverlayKeys
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,8 @@ class LocalConnection:
     protocol: Connection | None = None  # None while dialling
     name: PeerName | None = None  # the remote's, once it is registered; the topology holds it for us
     uid: ConnectionUID | None = None
-    overlay_key: bytes | None = None
+    guess: Password | None = None  # what we dialled with, as long as the remote has not proved to know it
+    overlay_keys: OverlayKeys | None = None  # where overlay traffic must be sealed: with what, as was told
     added: bool = False
     established: bool = False
     writable: bool = True

@@ -6,6 +6,7 @@ from weavenet.address import Address, Cidr, Endpoint
 from weavenet.effects import ConnectionNumber, RequestNumber
 from weavenet.identity import ShortID
 from weavenet.mesh.connector import Target
+from weavenet.mesh.keyring import Password
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,11 +183,38 @@ class ShutDown:
 
 
 @dataclass(frozen=True, slots=True)
+class AddKey:
+    """`weave key add`: accept another password."""
+
+    request: RequestNumber
+    name: str
+    password: Password
+
+
+@dataclass(frozen=True, slots=True)
+class UseKey:
+    """`weave key use`: new connections, and those that can move, use this password from now on."""
+
+    request: RequestNumber
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class RetireKey:
+    """`weave key retire`: this password is not accepted any more."""
+
+    request: RequestNumber
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class TimerFired:
     """The time that `next_deadline` named has come."""
 
 
 IpamInput = Allocate | Claim | Release | ReleaseAddress | AwaitConsensus | TakeOver | Cancel | ShutDown
+KeyInput = AddKey | UseKey | RetireKey
+Request = IpamInput | KeyInput
 
 Input = (
     TcpAccepted
@@ -204,4 +232,5 @@ Input = (
     | Forget
     | TimerFired
     | IpamInput
+    | KeyInput
 )
