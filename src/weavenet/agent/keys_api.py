@@ -55,7 +55,7 @@ class AgentKeys:
 
     def status(self) -> Sequence[KeyStatus]:
         """Return what there is."""
-        return self._loop.node.mesh.keys()
+        return self._loop.node.mesh.key_status()
 
     async def add(self, name: str, password: Password) -> Outcome:
         """Accept another password; it is on disk when this returns."""

@@ -7,6 +7,7 @@ import click
 from weavenet.api.client import path_of
 from weavenet.cli.session import JSON, AgentCommand, Session, print_ended
 
+STDIN_FD = 0
 _PASSWORD_BYTES_MAX = 1024
 
 
@@ -49,7 +50,7 @@ def use(session: Session, name: str) -> None:
 @click.argument("name")
 @click.pass_obj
 def retire(session: Session, name: str) -> None:
-    """Accept this password no more. Connections of peers that have no other end."""
+    """Accept this password no more; connections with peers that have no other end."""
     session.client.call("DELETE", path_of("key", name))
     _show_as_json(session)
 
@@ -57,9 +58,9 @@ def retire(session: Session, name: str) -> None:
 def _read_password(path: str | None, fd: int | None) -> str:
     if path is None and fd is None and sys.stdin.isatty():
         return str(click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
-    where = path if path is not None else 0 if fd is None else fd
+    where = path if path is not None else STDIN_FD if fd is None else fd
     try:
-        with open(where, "rb", closefd=where != 0) as file:
+        with open(where, "rb", closefd=where != STDIN_FD) as file:
             return file.read(_PASSWORD_BYTES_MAX + 2).rstrip(b"\n").decode()
     except OSError as error:
         raise click.ClickException(f"cannot read the password from {where}: {error.strerror}") from error

@@ -245,7 +245,7 @@ class Mesh:
                 self._admission.end(link, error, now)
         return self._finish(now)
 
-    def keys(self) -> list[KeyStatus]:
+    def key_status(self) -> list[KeyStatus]:
         """Return what there is to say about each key, in the order in which they were added."""
         ring = self.keyring
         if ring is None:
