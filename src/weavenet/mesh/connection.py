@@ -315,7 +315,7 @@ class Connection:
                 if introduced is not None:
                     events.append(introduced)
                     self._restart_read_timeout(now)
-                return False
+                return self._unproved is not None
             case _Stage.PROOF:
                 introduced = self._read_proof()
                 if introduced is not None:
