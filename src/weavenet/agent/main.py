@@ -17,7 +17,6 @@ from weavenet.agent.log import LEVEL_NAMES, open_log
 from weavenet.agent.run import reset_host, run_agent
 from weavenet.agent.sleeve import fork_forwarder
 from weavenet.errors import WeavenetError
-from weavenet.overlay.forwarding import SLEEVE
 
 EXIT_FAILED = 1
 
@@ -58,6 +57,8 @@ EXIT_FAILED = 1
 def main(*, reset: bool, **given: Any) -> None:  # type: ignore[explicit-any]  # click's keywords, checked by Flags
     """Run a weavenet peer; PEERS are addresses, host[:port], of some that exist."""
     try:
+        # Before a password is read, as it faces strangers.
+        forwarder = None if reset or given["no_sleeve"] else fork_forwarder()
         config = c.build_config(c.Flags(**given))
         log = open_log(config.log_level)
         if given["password"]:
@@ -66,7 +67,6 @@ def main(*, reset: bool, **given: Any) -> None:  # type: ignore[explicit-any]  #
             reset_host(config, log)
         else:
             log.info("weave  %s", version("weavenet"))
-            forwarder = fork_forwarder() if SLEEVE in config.overlays else None
             uvloop.run(run_agent(config, log, forwarder))
     except WeavenetError as error:
         click.echo(f"weaver: {error}", err=True)

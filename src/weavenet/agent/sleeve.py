@@ -49,7 +49,9 @@ def fork_forwarder() -> ForwarderProcess:
         return ForwarderProcess(ours, pid)
     status = 1
     try:
-        ours.close()
+        # Among what else is open may be a password (--password-fd).
+        os.closerange(3, theirs.fileno())
+        os.closerange(theirs.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the agent, and we end with it
         forward(theirs)
         status = 0
