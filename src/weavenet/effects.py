@@ -5,6 +5,7 @@ the order of one outbox, so `Persist` before `SendTcp` *is* the durability rule.
 routes each to the core that needs it (node/node.py), and effects of that core take the signal's place in the order.
 """
 
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import NewType, Protocol
 
@@ -106,6 +107,14 @@ class PutValue(msgspec.Struct, frozen=True):
     value: bytes
 
 
+@dataclass(frozen=True, slots=True)  # as a struct prints all its fields
+class PutSecret:
+    """Store a value that must not be seen, under a key: `keyring`."""
+
+    key: str
+    value: bytes = field(repr=False)
+
+
 class PutAllocation(msgspec.Struct, frozen=True):
     """Store that an identifier (a container) holds an address."""
 
@@ -125,7 +134,7 @@ class ClearStore(msgspec.Struct, frozen=True):
     """Forget every value and allocation: the data are of another peer or another range."""
 
 
-StoreChange = PutValue | PutAllocation | DropAllocation | ClearStore
+StoreChange = PutValue | PutSecret | PutAllocation | DropAllocation | ClearStore
 
 
 class Persist(msgspec.Struct, frozen=True):
@@ -200,7 +209,8 @@ class GossipArrived(msgspec.Struct, frozen=True):
     data: bytes
 
 
-class ConnectionAdded(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)  # as a struct prints all its fields
+class ConnectionAdded:
     """Mesh: a connection finished its introduction and is in the topology; overlays may start talking."""
 
     connection: ConnectionNumber
@@ -209,7 +219,7 @@ class ConnectionAdded(msgspec.Struct, frozen=True):
     remote: Endpoint
     outbound: bool
     uid: ConnectionUID
-    overlay_key: bytes | None  # the session key where overlay traffic must be encrypted
+    overlay_key: bytes | None = field(repr=False)  # the session key where overlay traffic must be encrypted
     overlays: tuple[str, ...] | None  # the remote's, in its order; None: it never sent the feature
 
 
@@ -229,6 +239,18 @@ class OverlayControlArrived(msgspec.Struct, frozen=True):
     connection: ConnectionNumber
     payload: bytes
     bare: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OverlayKeysChanged:
+    """Mesh: overlay traffic of a connection is to be sealed with another key, or to be opened with others, from now on.
+
+    The one that the remote seals with is among the others; which it is may change at any moment.
+    """
+
+    connection: ConnectionNumber
+    sealing: bytes = field(repr=False)
+    opening: tuple[bytes, ...] = field(repr=False)
 
 
 class PeersRemoved(msgspec.Struct, frozen=True):
@@ -288,6 +310,7 @@ Signal = (
     | ConnectionAdded
     | ConnectionGone
     | OverlayControlArrived
+    | OverlayKeysChanged
     | PeersRemoved
     | RoutesChanged
     | OverlayEstablished

@@ -7,12 +7,14 @@
     │   ├── PeerNameError
     │   ├── ConfigError
     │   └── ManifestError           a Kubernetes manifest was asked for that cannot be made
+    │   └── KeyringError            a password cannot be added, used or retired
     ├── RemoteError                 a peer broke the protocol, or is not one; costs it the connection and nobody else
     │   ├── CodecError              bytes that do not decode
     │   │   ├── TruncatedError
     │   │   └── GobError
     │   ├── HandshakeError          the introduction failed
     │   │   ├── NameCollisionError
+    │   │   ├── OtherPasswordError  the remote uses one that is valid here, too, but not the one that we tried
     │   │   └── SelfConnectionError
     │   ├── ProtocolError           a message after the introduction was wrong
     │   └── GossipError             a channel refused what it was told
@@ -88,6 +90,10 @@ class ManifestError(InputError):
     """A Kubernetes manifest was asked for that cannot be made; says which parameter is wrong, and why."""
 
 
+class KeyringError(InputError):
+    """A password cannot be added, used or retired as asked; the text never holds one."""
+
+
 # --- remote -----------------------------------------------------------------------------------------------------------
 
 
@@ -113,6 +119,10 @@ class HandshakeError(RemoteError):
 
 class NameCollisionError(HandshakeError):
     """Another peer has our name; trying again cannot help."""
+
+
+class OtherPasswordError(HandshakeError):
+    """We dialled with one of our passwords, and the remote uses another of them."""
 
 
 class SelfConnectionError(HandshakeError):

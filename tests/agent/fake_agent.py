@@ -17,6 +17,7 @@ from weavenet.errors import StoreError
 from weavenet.identity import PeerName, PeerUID
 from weavenet.ipam.allocator import IpamConfig, StoredState
 from weavenet.ipam.modes import InitMode, Seed
+from weavenet.mesh.keyring import Keyring
 from weavenet.mesh.router import MeshConfig
 from weavenet.node.node import Node, NodeConfig
 from weavenet.sim.disk import Disk
@@ -75,21 +76,21 @@ class FakeTcp:
         self.happened.append(f"close {connection}")
 
 
-def make_node(now: Now, mode: InitMode | None = None, *, has_ipam: bool = True) -> Node:
+def make_node(now: Now, mode: InitMode | None = None, *, has_ipam: bool = True, keyring: Keyring | None = None) -> Node:
     uid = PeerUID(7)
     ipam = IpamConfig(NAME, uid, "host1", RANGE, RANGE, mode or Seed((NAME,))) if has_ipam else None
-    config = NodeConfig(MeshConfig(NAME, uid, "host1"), ipam, mtu_bytes=1376, vxlan_port=6784)
+    config = NodeConfig(MeshConfig(NAME, uid, "host1", keyring=keyring), ipam, mtu_bytes=1376, vxlan_port=6784)
     return Node(config, SeededEntropy("test"), now)
 
 
 class Agent:
     """A loop over its fakes. What happened is in `happened`; the disk answers only when `disk_thread` is run."""
 
-    def __init__(self, mode: InitMode | None, *, has_ipam: bool) -> None:
+    def __init__(self, mode: InitMode | None, *, has_ipam: bool, keyring: Keyring | None = None) -> None:
         self.happened: list[str] = []
         self.store = FakeStore(self.happened)
         self.disk_thread = HeldExecutor(is_open=True)
-        self.node = make_node(read_clock(), mode, has_ipam=has_ipam)
+        self.node = make_node(read_clock(), mode, has_ipam=has_ipam, keyring=keyring)
         self.logged: list[tuple[int, str]] = []
         log = listed_log(self.logged)
         self.loop = NodeLoop(self.node, read_clock, self.store, self.disk_thread, log)
@@ -110,9 +111,15 @@ class Agent:
 
 
 @asynccontextmanager
-async def running(mode: InitMode | None = None, *, disk_is_prompt: bool = False, has_ipam: bool = True):
+async def running(
+    mode: InitMode | None = None,
+    *,
+    disk_is_prompt: bool = False,
+    has_ipam: bool = True,
+    keyring: Keyring | None = None,
+):
     """Run an agent's loop, started on an empty disk; by default it is its range's only owner."""
-    agent = Agent(mode, has_ipam=has_ipam)
+    agent = Agent(mode, has_ipam=has_ipam, keyring=keyring)
     agent.task = asyncio.create_task(agent.loop.run())
     agent.loop.take(agent.node.start(StoredState({}, ()), [], read_clock()))
     await settle()

@@ -1,5 +1,6 @@
 """What the agent is told is checked once, with words that help."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,28 @@ def test_a_password_comes_from_a_file_without_its_newline(tmp_path: Path, monkey
     assert read_password("", None) is None
     with pytest.raises(ConfigError, match="--password-file"):
         read_password(None, tmp_path / "missing")
+
+
+def test_a_password_comes_from_a_descriptor_which_is_then_closed() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"from a pipe\n")
+    os.close(writing)
+    password = read_password(None, None, reading)
+    assert password is not None
+    assert password.reveal() == b"from a pipe"
+    assert repr(password) == "<redacted>"
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(reading)
+
+
+@pytest.mark.parametrize("content", [b"\xff secret", b"secret" * 200])
+def test_what_is_no_password_is_refused_without_showing_it(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "password").write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        read_password(None, tmp_path / "password")
+    assert "secret" not in str(caught.value)
+
+
+def test_two_places_for_a_password_are_one_too_many(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="give one of them"):
+        read_password(None, tmp_path / "password", 0)

@@ -100,7 +100,6 @@ class Agent:
             uid=uid,
             nickname="a",
             port=6783,
-            password=None,
             trusted_subnets=(),
             connection_limit=0,
             discovery=True,

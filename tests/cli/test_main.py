@@ -1,6 +1,7 @@
 """The `weave` command against a stub of the agent: what it asks, what it prints where, and how it exits."""
 
 import json
+import os
 import socketserver
 import subprocess
 import sys
@@ -47,7 +48,8 @@ def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
             self.send_response(status)
             self.send_header("Content-Length", str(len(text.encode())))
             self.end_headers()
-            self.wfile.write(text.encode())
+            if text:
+                self.wfile.write(text.encode())
 
         do_GET = do_POST = do_PUT = do_DELETE = answer  # noqa: N815 - http.server's names
 
@@ -358,3 +360,59 @@ def test_the_command_line_imports_nothing_heavy() -> None:
 
     heavy = {"asyncio", "msgspec", "email.parser", "pyroute2", "prometheus_client", "nacl", "importlib.metadata"}
     assert heavy & set(run.stdout.split()) == set()
+
+
+# --- passwords --------------------------------------------------------------------------------------------------------
+
+
+def test_keys_are_listed_as_the_agent_says(agent: Stub, capsys: pytest.CaptureFixture[str]) -> None:
+    agent.replies["GET", "/key"] = (200, "initial  in use\n")
+
+    assert weave(capsys, "key", "list") == Result(0, "initial  in use\n", "")
+    assert weave(capsys, "key", "list", "--json") == Result(0, "initial  in use\n", "")
+    assert [accept for *_, accept in agent.asked] == ["", "application/json"]
+
+
+def test_a_password_is_read_from_standard_input_a_file_or_a_descriptor(
+    agent: Stub, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent.replies["POST", "/key/spring"] = (204, "")
+    (tmp_path / "secret").write_text("from a file\n")
+    descriptor = os.open(tmp_path / "secret", os.O_RDONLY)
+    with (tmp_path / "secret").open() as file:
+        monkeypatch.setattr("sys.stdin", file)
+        monkeypatch.setattr("weavenet.cli.keys.STDIN_FD", file.fileno())
+        assert weave(capsys, "key", "add", "spring") == Result(0, "", "")
+    assert weave(capsys, "key", "add", "spring", "--file", str(tmp_path / "secret")) == Result(0, "", "")
+    assert weave(capsys, "key", "add", "spring", "--fd", str(descriptor)) == Result(0, "", "")
+    assert [form for _, _, form, _ in agent.asked] == [[("password", "from a file")]] * 3
+
+
+def test_a_password_is_no_argument(agent: Stub, capsys: pytest.CaptureFixture[str]) -> None:
+    result = weave(capsys, "key", "add", "spring", "secret")
+
+    assert result.status == 1
+    assert agent.asked == []
+
+
+def test_a_key_is_used_and_retired_and_refusals_are_shown(agent: Stub, capsys: pytest.CaptureFixture[str]) -> None:
+    agent.replies["PUT", "/key/spring"] = (204, "")
+    agent.replies["DELETE", "/key/spring"] = (400, "spring is in use\n")
+
+    assert weave(capsys, "key", "use", "spring") == Result(0, "", "")
+    refused = weave(capsys, "key", "retire", "spring")
+    assert (refused.status, refused.out) == (1, "")
+    assert "spring is in use" in refused.err
+
+
+def test_a_password_that_cannot_be_read_is_not_shown(
+    agent: Stub, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "secret").write_bytes(b"secret \xff")
+
+    assert weave(capsys, "key", "add", "spring", "--file", str(tmp_path / "secret")).err == (
+        "the password is not text in UTF-8\n"
+    )
+    missing = weave(capsys, "key", "add", "spring", "--file", str(tmp_path / "missing"))
+    assert "No such file or directory" in missing.err
+    assert agent.asked == []

@@ -8,7 +8,7 @@ import pytest
 
 from weavenet.address import Cidr
 from weavenet.drivers.store import Store
-from weavenet.effects import ClearStore, DropAllocation, PutAllocation, PutValue
+from weavenet.effects import ClearStore, DropAllocation, PutAllocation, PutSecret, PutValue
 from weavenet.errors import StoreError
 
 ADDRESS = Cidr.parse("10.32.0.1/12")
@@ -31,6 +31,19 @@ def test_what_was_applied_is_there_after_reopening(tmp_path: Path) -> None:
         PutAllocation("c1/eth0", ADDRESS, is_container=True),
         PutAllocation("weave:expose", OTHER, is_container=False),
     )
+
+
+def test_a_secret_that_is_replaced_is_not_left_in_the_file(tmp_path: Path) -> None:
+    store = Store(tmp_path / "weavenet.db")
+    former = b"retired secret " * 400  # on pages of its own
+    store.apply([PutSecret("keyring", former)])
+    assert store.load().values == {"keyring": former}
+    store.apply([PutSecret("keyring", b"the other one")])
+    store.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["weavenet.db"]
+    assert b"retired secret" not in (tmp_path / "weavenet.db").read_bytes()
+    assert b"the other one" in (tmp_path / "weavenet.db").read_bytes()
+    assert "secret" not in repr(PutSecret("keyring", former))
 
 
 def test_dropping_and_clearing_forget(tmp_path: Path) -> None:

@@ -153,7 +153,6 @@ class NatHost:
             str(Path(sys.executable).parent / "weaver"),
             f"--state-dir={paths.state / host.name}",
             f"--run-dir={paths.host(host)}",
-            f"--bpf-dir={paths.bpf / host.name}",
             *options,
         )
 

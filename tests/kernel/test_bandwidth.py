@@ -1,12 +1,12 @@
 """Limits on what pods send and receive: set, read back and removed, on the real kernel and on the fake; and that they
 hold, on the real one, through CNI."""
 
-import dataclasses
 import json
 import os
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from nat_host import NatHost, nat_host
 
 from weavenet.address import Cidr, parse_address
@@ -39,7 +39,7 @@ def link_for(netns: int, **changes) -> PodLink:
         mtu=1376,
         hairpin=True,
     )
-    return dataclasses.replace(link, **changes)
+    return replace(link, **changes)
 
 
 @pytest.mark.parametrize("limits", [(SLOW, SLOW), (SLOW, None), (None, SLOW), (FAST, FAST), (None, None)])
@@ -70,14 +70,14 @@ def test_a_limiter_whose_pod_is_gone_is_removed(ready) -> None:
 def test_a_limiter_that_a_lost_pod_left_is_not_in_the_way(ready) -> None:
     link = link_for(ready.make_namespace(), egress=SLOW)
     ready.delete_device(ready.kernel.attach_pod(link).host_end)
-    again = dataclasses.replace(link, netns=ready.make_namespace())
+    again = replace(link, netns=ready.make_namespace())
     assert ready.kernel.attach_pod(again).egress == SLOW
 
 
 def test_a_teardown_removes_limiters_and_no_device_of_somebody_elses(ready) -> None:
     ready.add_device("ifb7", "ifb")
     ready.kernel.attach_pod(link_for(ready.make_namespace(), egress=SLOW))
-    teardown(ready.kernel, ready.datapath)
+    teardown(ready.kernel)
     assert ready.kernel.observe().limiters == ()
     ready.delete_device("ifb7")
 

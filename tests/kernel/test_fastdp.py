@@ -433,10 +433,11 @@ def test_programs_of_another_version_go_on_with_what_the_former_had_learnt(
     """As an upgrade does: one map has another size, so it is a new one, with the entries of the old."""
     one, two, _three = lab.hosts
     one.pod.ping(two.pod, "-c", "1")
-    before, macs = one.maps.observe(), [(entry.mac, entry.place) for entry in one.maps.macs()]
     source = tmp_path / "other.c"
     source.write_text(hosts.SOURCE.read_text().replace("#define MACS_MAX 65536", "#define MACS_MAX 1024"))
     other = hosts.compile_programs(tmp_path, source)
+    one.pod.frames.drain()
+    before, macs = one.maps.observe(), [(entry.mac, entry.place) for entry in one.maps.macs()]
     one.maps.close()
     one.maps = one.inside(lambda: FastdpMaps.open(one.ifindex, other))
     try:

@@ -1,10 +1,9 @@
 """How a host handles pods' traffic, on the real nftables and on the fake."""
 
-import dataclasses
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from weavenet.address import Address, Cidr, Endpoint, Range, parse_address
 from weavenet.dataplane.desired import HostSettings
@@ -32,7 +31,7 @@ WEB = PortMapping(Protocol.TCP, 80, Endpoint(parse_address("10.32.0.5"), 8080))
 DNS = PortMapping(Protocol.UDP, 53, Endpoint(parse_address("10.32.0.6"), 53))
 ONE = PortMapping(Protocol.SCTP, 80, Endpoint(parse_address("10.32.0.7"), 80), parse_address("192.0.2.1"))
 SETTINGS = TrafficSettings("weave", (RANGE,), routes=True)
-FULL = dataclasses.replace(SETTINGS, ours=(Range(Address(0x0A200000), Address(0x0A200300)),), mappings=(WEB, DNS, ONE))
+FULL = replace(SETTINGS, ours=(Range(Address(0x0A200000), Address(0x0A200300)),), mappings=(WEB, DNS, ONE))
 
 
 @pytest.fixture
@@ -70,7 +69,7 @@ def test_ranges_and_mappings_are_read_back_as_they_were_set(ready):
 
 def test_a_mapping_more_or_less_changes_one_map_and_nothing_else(ready):
     reconcile_traffic(ready.kernel, SETTINGS)
-    more = reconcile_traffic(ready.kernel, dataclasses.replace(SETTINGS, mappings=(WEB,)))
+    more = reconcile_traffic(ready.kernel, replace(SETTINGS, mappings=(WEB,)))
     assert more == (
         Transaction((FillMap(PortMap("ports", by_address=False, mappings=(WEB,))),)),
         SetSwitch(Switch.ROUTE_LOCALNET, on=True),
@@ -83,10 +82,10 @@ def test_a_mapping_more_or_less_changes_one_map_and_nothing_else(ready):
 
 
 def test_udp_flows_of_a_mapping_that_comes_or_goes_are_forgotten(ready):
-    settings = dataclasses.replace(SETTINGS, mappings=(DNS,))
+    settings = replace(SETTINGS, mappings=(DNS,))
     assert ForgetUdpFlows((53,)) in reconcile_traffic(ready.kernel, settings)
-    moved = dataclasses.replace(DNS, container=Endpoint(parse_address("10.32.0.9"), 53))
-    assert ForgetUdpFlows((53,)) in reconcile_traffic(ready.kernel, dataclasses.replace(SETTINGS, mappings=(moved,)))
+    moved = replace(DNS, container=Endpoint(parse_address("10.32.0.9"), 53))
+    assert ForgetUdpFlows((53,)) in reconcile_traffic(ready.kernel, replace(SETTINGS, mappings=(moved,)))
     assert ForgetUdpFlows((53,)) in reconcile_traffic(ready.kernel, SETTINGS)
 
 
@@ -161,13 +160,13 @@ def use_iptables(host) -> None:
 def test_nothing_is_left_after_a_teardown_but_what_others_may_rely_on(ready):
     use_iptables(ready)
     reconcile_traffic(ready.kernel, FULL)
-    done = teardown(ready.kernel, ready.datapath)
+    done = teardown(ready.kernel)
     assert any(isinstance(change, Transaction) and DeleteTable() in change.commands for change in done)
     actual = ready.kernel.observe_traffic()
     assert (actual.table, actual.forward) == (None, ())
     assert actual.switches.forwarding
     assert actual.switches.route_localnet is None
-    assert teardown(ready.kernel, ready.datapath) == ()
+    assert teardown(ready.kernel) == ()
 
 
 def test_a_teardown_without_nftables_still_removes_the_devices() -> None:
@@ -176,7 +175,7 @@ def test_a_teardown_without_nftables_still_removes_the_devices() -> None:
     reconcile(kernel, DEVICES)
     kernel.nftables_problem = "cannot load libnftables.so.1"
     with pytest.raises(KernelError, match="cannot load"):
-        teardown(kernel, datapath)
+        teardown(kernel)
     assert kernel.observe() == NOTHING
     assert datapath.discarded
 
@@ -267,18 +266,18 @@ def test_whatever_was_wanted_before_a_host_becomes_what_is_wanted_now(
         reconcile_traffic(kernel, settings)
         actual = kernel.observe_traffic()
         assert actual == desired_traffic(settings, actual)
-    teardown(kernel, FakeDatapath(DEVICES.programs))
+    teardown(kernel)
     assert kernel.observe_traffic().table is None
 
 
 @pytest.mark.parametrize(
     ("one", "other", "conflict"),
     [
-        (WEB, dataclasses.replace(WEB, container=Endpoint(Address(9), 9)), True),
-        (WEB, dataclasses.replace(WEB, host_address=Address(9)), True),
-        (dataclasses.replace(WEB, host_address=Address(8)), dataclasses.replace(WEB, host_address=Address(9)), False),
-        (WEB, dataclasses.replace(WEB, protocol=Protocol.UDP), False),
-        (WEB, dataclasses.replace(WEB, host_port=81), False),
+        (WEB, replace(WEB, container=Endpoint(Address(9), 9)), True),
+        (WEB, replace(WEB, host_address=Address(9)), True),
+        (replace(WEB, host_address=Address(8)), replace(WEB, host_address=Address(9)), False),
+        (WEB, replace(WEB, protocol=Protocol.UDP), False),
+        (WEB, replace(WEB, host_port=81), False),
     ],
     ids=["the same", "any and one address", "two addresses", "two protocols", "two ports"],
 )

@@ -27,6 +27,7 @@ from weavenet.identity import PeerName, PeerUID, ShortID
 from weavenet.mesh.connection import Connection, ConnectionOptions, Introduced, LocalPeer, Message
 from weavenet.mesh.connector import Target
 from weavenet.mesh.gossip import GossipData
+from weavenet.mesh.keyring import Keyring
 from weavenet.mesh.router import Mesh, MeshConfig
 from weavenet.mesh.wire import GossipMessage, Tag, build_gossip, parse_gossip
 
@@ -125,6 +126,9 @@ class World:
         return Now(self.now_s, 1_700_000_000 + self.now_s)
 
     def host(self, name: PeerName, *, uid: int = 0, channels: Sequence[str] = (CHANNEL,), **options: object) -> Host:
+        password = options.pop("password", None)
+        if isinstance(password, bytes):
+            options["keyring"] = Keyring.of(password)
         config = replace(MeshConfig(name, PeerUID(uid or name * 7), f"host{name & 0xFF}"), **options)  # type: ignore[arg-type]
         source = Source()
         entropy = Seeded(self.seed * 1000 + name + uid)
@@ -234,7 +238,7 @@ class Stranger:
         self._inbox: list[Message] = []
         self.connection = Connection(
             LocalPeer(name, PeerUID(uid), "stranger"),
-            ConnectionOptions(password),
+            ConnectionOptions(None if password is None else Keyring.of(password)),
             outbound=True,
             short_id=ShortID(77),
             trusted=False,
@@ -263,7 +267,9 @@ class Stranger:
         written, events = self.connection.receive(data, self.world.now)
         for event in events:
             if isinstance(event, Introduced):
-                self._inbox += self.connection.proceed(self.world.now)
+                more, messages = self.connection.proceed(self.world.now)
+                written += more
+                self._inbox += messages
             else:
                 self._inbox.append(event)
         if written:

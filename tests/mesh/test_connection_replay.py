@@ -5,6 +5,7 @@ their decoding, and packet captures with the private keys of both ends.
 """
 
 import json
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,10 +13,11 @@ import pytest
 
 from weavenet.codec.cursor import Cursor
 from weavenet.effects import Now
-from weavenet.errors import HandshakeError, RemoteError
+from weavenet.errors import HandshakeError, ProtocolError, RemoteError
 from weavenet.identity import PeerName, PeerUID, ShortID, format_peer_name, parse_peer_name
-from weavenet.mesh import connection as connection_module
+from weavenet.mesh import session as session_module
 from weavenet.mesh.connection import Connection, ConnectionOptions, Introduced, LocalPeer, Message
+from weavenet.mesh.keyring import Keyring, Password
 from weavenet.mesh.wire import FEATURES_V1, Tag, parse_features, parse_gossip
 
 TESTS = Path(__file__).parent.parent
@@ -50,11 +52,13 @@ def stand_in(
     outbound: bool,
     private: bytes = bytes(32),
     versions: tuple[int, int] = (1, 2),
+    beside: Sequence[bytes] = (),
 ) -> Connection:
     """Make a connection that introduces itself as a recorded peer did."""
+    ring = None if password is None else Keyring.of(*beside, password)
     return Connection(
         LocalPeer(parse_peer_name(features["Name"]), PeerUID(int(features["UID"])), features["NickName"]),
-        ConnectionOptions(password, min_version=versions[0], max_version=versions[1], overlays=features["Overlays"]),
+        ConnectionOptions(ring, *versions, overlays=features["Overlays"], can_move=False),
         outbound=outbound,
         short_id=ShortID(int(features["ShortID"])),
         trusted=features["Trusted"] == "true",
@@ -72,7 +76,7 @@ def listen(connection: Connection, stream: bytes, piece_bytes: int) -> tuple[byt
         for event in events:
             if isinstance(event, Introduced):
                 introduced = event
-                messages += connection.proceed(NOW)
+                messages += connection.proceed(NOW)[1]
             else:
                 messages.append(event)
     assert introduced is not None
@@ -90,7 +94,7 @@ COMPLETE = [pytest.param(v, id=v["name"]) for v in TRANSCRIPTS if v["a_error"] i
 FAILING = [pytest.param(v, id=v["name"]) for v in TRANSCRIPTS if v["a_error"] is not None]
 
 
-def end_of(transcript: dict, end: str) -> Connection:
+def end_of(transcript: dict, end: str, beside: Sequence[bytes] = ()) -> Connection:
     password = transcript[f"{end}_password"]
     low, high = transcript[f"{end}_versions"]
     return stand_in(
@@ -99,6 +103,7 @@ def end_of(transcript: dict, end: str) -> Connection:
         outbound=end == "a",
         private=bytes.fromhex(transcript.get(f"{end}_private", "00" * 32)),
         versions=(low, high),
+        beside=beside,
     )
 
 
@@ -121,6 +126,30 @@ def test_we_can_take_either_place_in_an_introduction(transcript: dict, end: str,
     _, seen, got = listen(end_of(transcript, other), written + sent, piece_bytes)
     assert seen.features == parse_features(transcript[f"{other}_got_features"])
     assert got == as_messages([bytes.fromhex(each) for each in transcript[f"messages_{end}_to_{other}"]])
+
+
+ENCRYPTED = [param for param in COMPLETE if "session_key" in param.values[0]]
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 1 << 20])
+@pytest.mark.parametrize("transcript", ENCRYPTED)
+def test_weave_dials_an_acceptor_with_several_passwords_and_notices_nothing(transcript: dict, piece_bytes: int) -> None:
+    connection = end_of(transcript, "b", beside=[b"in use", b"another"])
+    written, introduced, messages = listen(connection, bytes.fromhex(transcript["bytes_a_to_b"]), piece_bytes)
+    assert (introduced.session_key or b"").hex() == transcript["session_key"]
+    assert messages == as_messages([bytes.fromhex(each) for each in transcript["messages_a_to_b"]])
+    sent = b"".join(connection.send(bytes.fromhex(each)) for each in transcript["messages_b_to_a"])
+    _, seen, got = listen(end_of(transcript, "a"), written + sent, piece_bytes)
+    assert seen.features == parse_features(transcript["a_got_features"])
+    assert got == as_messages([bytes.fromhex(each) for each in transcript["messages_b_to_a"]])
+
+
+@pytest.mark.parametrize("transcript", ENCRYPTED)
+def test_a_dialler_that_guessed_wrong_learns_the_password_from_what_weave_had_sealed(transcript: dict) -> None:
+    connection = end_of(transcript, "a", beside=[b"in use", b"another"])
+    with pytest.raises((HandshakeError, ProtocolError), match="the peer uses key key3, and was greeted with key init"):
+        listen(connection, bytes.fromhex(transcript["bytes_b_to_a"]), 1 << 20)
+    assert connection.hint == Password(transcript["b_password"].encode())
 
 
 @pytest.mark.parametrize(("end", "other"), [("a", "b"), ("b", "a")])
@@ -196,7 +225,7 @@ def test_a_recorded_session_is_understood_to_its_end(
     if "session_key" in session:
         # The private keys were not recorded, but what both ends made of them was.
         password = b"wfvAwt7sj"
-        monkeypatch.setattr(connection_module, "session_key", lambda *_: bytes.fromhex(session["session_key"]))
+        monkeypatch.setattr(session_module, "session_key_of", lambda *_: bytes.fromhex(session["session_key"]))
     ours, theirs = session[f"{end}_decoded"], session[f"{other}_decoded"]
     connection = stand_in(ours["features"], password, outbound=end == "client")
     stream = bytes.fromhex(session[f"{other}_to_{end}"])

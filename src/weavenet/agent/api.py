@@ -96,9 +96,9 @@ class Control(Protocol):
         ...
 
 
-def make_control_application(control: Control, log: logging.Logger) -> Application:
-    """Return the application that can do everything."""
-    return make_application(log, [*_StatusHandlers(control).routes(), *_ControlHandlers(control).routes()])
+def make_control_application(control: Control, log: logging.Logger, more: Sequence[Route] = ()) -> Application:
+    """Return the application that can do everything, and `more`."""
+    return make_application(log, [*_StatusHandlers(control).routes(), *_ControlHandlers(control).routes(), *more])
 
 
 def make_status_application(control: Control, log: logging.Logger) -> Application:

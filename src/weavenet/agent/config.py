@@ -12,8 +12,10 @@ from weavenet.agent.expose import ExposeOption, parse_expose_option
 from weavenet.errors import AddressError, ConfigError
 from weavenet.identity import PeerName, parse_peer_name
 from weavenet.ipam.modes import InitMode, parse_init_mode
+from weavenet.mesh.keyring import PASSWORD_BYTES_MAX, Password
 from weavenet.overlay.forwarding import FASTDP, SLEEVE
 
+PASSWORD_VARIABLE = "WEAVE_PASSWORD"  # noqa: S105 - its name
 DEFAULT_PORT = 6783
 DEFAULT_MTU_BYTES = 1376  # Weave's: the smallest known cloud underlay less VXLAN and ESP
 DEFAULT_RANGE = "10.32.0.0/12"
@@ -23,21 +25,6 @@ DEFAULT_BPF_OBJECT = artifact(FASTDP_OBJECT)
 MTU_MIN, MTU_MAX = 576, 65485  # RFC 791's least; 65535 less the 50 bytes of VXLAN
 PORT_MAX = 65534  # the VXLAN port is one above
 IFNAME_LENGTH_MAX = 15  # IFNAMSIZ less the terminating zero
-
-
-class Password:
-    """A secret that prints as `<redacted>`."""
-
-    def __init__(self, text: str) -> None:
-        """Keep the bytes; nothing else of the text."""
-        self._raw = text.encode()
-
-    def reveal(self) -> bytes:
-        """Return the bytes, for key derivation only."""
-        return self._raw
-
-    def __repr__(self) -> str:
-        return "<redacted>"
 
 
 class IpamOptions(msgspec.Struct, frozen=True):
@@ -66,6 +53,7 @@ class AgentConfig(msgspec.Struct, frozen=True):
     host: str
     port: int
     password: Password | None
+    forgets_passwords: bool  # those that are stored
     trusted_subnets: tuple[Cidr, ...]
     connection_limit: int
     discovery: bool
@@ -110,16 +98,31 @@ class AgentConfig(msgspec.Struct, frozen=True):
         return self.run_dir / "cni.sock"
 
 
-def read_password(given: str | None, file: Path | None) -> Password | None:
-    """Take the password from a file, the flag, or WEAVE_PASSWORD; blank is none. Raises ConfigError."""
+def read_password(given: str | None, file: Path | None, descriptor: int | None = None) -> Password | None:
+    """Take the password from a file, a descriptor, the flag, or WEAVE_PASSWORD; blank is none. Raises ConfigError."""
+    if file is not None and descriptor is not None:
+        raise ConfigError("--password-file and --password-fd both name a password; give one of them")
     if file is not None:
-        try:
-            given = file.read_text().rstrip("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read --password-file {file}: {error}") from error
-    elif given is None:
-        given = os.environ.get("WEAVE_PASSWORD")
-    return Password(given) if given else None
+        raw = _read_secret(file, f"--password-file {file}")
+    elif descriptor is not None:
+        raw = _read_secret(descriptor, f"--password-fd {descriptor}")
+    else:
+        raw = (os.environ.get(PASSWORD_VARIABLE, "") if given is None else given).encode()
+    if len(raw) > PASSWORD_BYTES_MAX:
+        raise ConfigError(f"the password has more than {PASSWORD_BYTES_MAX} bytes")
+    return Password(raw) if raw else None
+
+
+def _read_secret(where: Path | int, what: str) -> bytes:
+    try:
+        with open(where, "rb") as file:  # noqa: PTH123 - a path, or a descriptor that is then closed
+            raw = file.read(PASSWORD_BYTES_MAX + 2).rstrip(b"\n")
+            raw.decode()
+    except OSError as error:
+        raise ConfigError(f"cannot read {what}: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise ConfigError(f"cannot read {what}: it is not text in UTF-8") from None  # whose error would show it
+    return raw
 
 
 def parse_ipam_options(universe: str, default_subnet: str, init: str) -> IpamOptions | None:
@@ -156,6 +159,8 @@ class Flags(msgspec.Struct, frozen=True):
     port: int
     password: str | None
     password_file: Path | None
+    password_fd: int | None
+    no_password: bool
     trusted_subnets: str
     conn_limit: int
     no_discovery: bool
@@ -198,12 +203,17 @@ def build_config(flags: Flags) -> AgentConfig:
         raise ConfigError(
             f"--weave-bridge {flags.weave_bridge!r} is no interface name: 1 to 15 bytes, no blank, / or :"
         )
+    password = read_password(flags.password, flags.password_file, flags.password_fd)
+    os.environ.pop(PASSWORD_VARIABLE, None)  # the processes that we start must not have it
+    if flags.no_password and password is not None:
+        raise ConfigError("--no-password, and yet a password is given; leave one of them out")
     return AgentConfig(
         name=parse_name(flags.name),
         nickname=flags.nickname,
         host=flags.host,
         port=flags.port,
-        password=read_password(flags.password, flags.password_file),
+        password=password,
+        forgets_passwords=flags.no_password,
         trusted_subnets=parse_trusted_subnets(flags.trusted_subnets),
         connection_limit=flags.conn_limit,
         discovery=not flags.no_discovery,

@@ -1,6 +1,6 @@
 """Log lines in Weave's shape, `INFO: 2026/11/23 20:58:27.106444 text`, on standard error.
 
-Nothing secret comes near the log: passwords stay in `config.Password`, which prints as `<redacted>`.
+Nothing secret comes near the log: passwords stay in `Password` (mesh/keyring.py), which prints as `<redacted>`.
 """
 
 import logging

@@ -118,7 +118,7 @@ class NodeLoop:
             self._outbox_filled.set()
         self._rearm()
 
-    async def request(self, make: Callable[[RequestNumber], i.IpamInput], timeout_s: float) -> Outcome:
+    async def request(self, make: Callable[[RequestNumber], i.Request], timeout_s: float) -> Outcome:
         """Feed a request and wait for its Reply. Giving up, by timeout or cancellation, cancels it in the core, too."""
         number = self._number()
         answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()

@@ -1,7 +1,7 @@
 """`weaver`: one agent per host. Reads its flags, runs, and leaves the data plane alone at its end.
 
 The flags are Weave's where Weave has them (docs/protocol.md, "Router daemon"); `--state-dir`, `--run-dir`,
-`--bpf-object`, `--password-file` and `--reset` are ours.
+`--bpf-object`, `--password-file`, `--password-fd`, `--no-password` and `--reset` are ours.
 """
 
 import sys
@@ -18,7 +18,6 @@ from weavenet.agent.reset import reset_host
 from weavenet.agent.run import run_agent
 from weavenet.agent.sleeve import fork_forwarder
 from weavenet.errors import WeavenetError
-from weavenet.overlay.forwarding import SLEEVE
 from weavenet.version import VERSION
 
 EXIT_FAILED = 1
@@ -31,9 +30,11 @@ EXIT_FAILED = 1
 @click.option("--host", default="", help="Local address to listen on and dial from. Default: all.")
 @click.option("--port", default=c.DEFAULT_PORT, type=click.IntRange(1, c.PORT_MAX), show_default=True)
 @click.option(
-    "--password", default=None, help="Better --password-file or $WEAVE_PASSWORD: flags show in process lists."
+    "--password", default=None, help="Better any of the next two or $WEAVE_PASSWORD: flags show in process lists."
 )
 @click.option("--password-file", type=click.Path(path_type=Path), default=None, help="File that holds the password.")
+@click.option("--password-fd", type=click.IntRange(0), default=None, help="Open descriptor to read the password from.")
+@click.option("--no-password", is_flag=True, help="Forget stored passwords: the mesh is not encrypted.")
 @click.option("--trusted-subnets", default="", help="Comma-separated subnets whose traffic needs no encryption.")
 @click.option("--conn-limit", default=200, type=click.IntRange(0), show_default=True, help="0 is no limit.")
 @click.option("--no-discovery", is_flag=True, help="Connect only to the peers that are named.")
@@ -75,13 +76,16 @@ def main(  # type: ignore[explicit-any]  # click's keywords, checked by Flags
 ) -> None:
     """Run a weavenet peer; PEERS are addresses, host[:port], of some that exist."""
     try:
+        # Before a password is read, as it faces strangers.
+        forwarder = None if reset or given["no_sleeve"] else fork_forwarder()
         config = c.build_config(c.Flags(**given))
         log = open_log(config.log_level)
+        if given["password"]:
+            log.warning("--password shows in process lists; use --password-file, --password-fd or $WEAVE_PASSWORD")
         if reset:
             reset_host(config, log)
         else:
             log.info("weave  %s", VERSION)
-            forwarder = fork_forwarder() if SLEEVE in config.overlays else None
             uvloop.run(run_agent(config, log, forwarder, place))
     except WeavenetError as error:
         click.echo(f"weaver: {error}", err=True)

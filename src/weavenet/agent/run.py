@@ -25,6 +25,7 @@ from weavenet.agent.control import AgentControl
 from weavenet.agent.expose import Exposure
 from weavenet.agent.hostports import KEY_HOST_PORTS, HostPorts, Owner
 from weavenet.agent.install import Place, keep_cni_files
+from weavenet.agent.keys_api import AgentKeys, KeyHandlers, key_routes
 from weavenet.agent.loop import NodeLoop
 from weavenet.agent.peername import bridge_peer_name, machine_peer_name
 from weavenet.agent.reconcile import Reconciler
@@ -48,6 +49,7 @@ from weavenet.linux.datapath import FastDatapath
 from weavenet.linux.kernel import LinuxKernel
 from weavenet.linux.special import SpecialReceiver, SpecialSender
 from weavenet.mesh.connector import Target
+from weavenet.mesh.keyring import KEY_KEYRING, Keyring, decode_keyring, keyring_at_launch
 from weavenet.mesh.router import MeshConfig
 from weavenet.node.inputs import FloodMissed, SpecialFrameArrived
 from weavenet.node.node import Node, NodeConfig
@@ -108,9 +110,10 @@ class _Agent:
         await self._check_routes(stored)
         name = await self._choose_name()
         log.info("Our name is %s(%s)", format_peer_name(name), config.nickname)
+        keyring = self._choose_keyring(stored)
         if config.kube is not None:
             stored = await self._open_kubernetes(config.kube, name, stored)
-        log.info("Communication between peers is %s.", "encrypted" if config.password else "unencrypted")
+        log.info("Communication between peers is %s.", "encrypted" if keyring else "unencrypted")
         programs = await loop.run_in_executor(self._kernel_thread, lambda: self._datapath.programs)
         exposed = tuple(put.address for put in stored.allocations if put.ident == EXPOSED)
         settings = HostSettings(
@@ -126,7 +129,7 @@ class _Agent:
         self._reconciler.on_change = self._traffic.hint
         await self._reconciler.make_host()
         short_id = await loop.run_in_executor(self._kernel_thread, self._former_short_id)
-        node = Node(self._node_config(name, short_id), self._entropy, read_clock())
+        node = Node(self._node_config(name, short_id, keyring), self._entropy, read_clock())
         self._loop = NodeLoop(node, read_clock, self._store, self._store_thread, log)
         self._tcp = TcpDriver(self._loop.feed, config.host)
         self._stack.callback(self._tcp.close_all)
@@ -164,7 +167,8 @@ class _Agent:
             cni.listen()
         except OSError as error:
             raise ConfigError(f"cannot listen at {config.cni_socket}: {error.strerror}") from error
-        listeners = [HttpListener(make_control_application(control, log))]
+        keys = key_routes(KeyHandlers(AgentKeys(self._loop)))  # passwords go over the Unix socket only
+        listeners = [HttpListener(make_control_application(control, log, keys))]
         await listeners[0].listen_unix(config.control_socket)
         if config.http_address:
             listeners.append(HttpListener(make_control_application(control, log)))
@@ -220,6 +224,15 @@ class _Agent:
         mac = format_mac(network.bridge.mac) if isinstance(network.bridge, Bridge) else None
         return bridge_peer_name(mac) or machine_peer_name(self._config.host_root, self._entropy)
 
+    def _choose_keyring(self, stored: StoredState) -> Keyring | None:
+        if self._config.forgets_passwords:
+            return None
+        known = decode_keyring(stored.values.get(KEY_KEYRING, b""))
+        keyring, remark = keyring_at_launch(known, self._config.password, self._entropy, read_clock())
+        if remark:
+            self._log.warning("%s", remark)
+        return keyring
+
     async def _check_routes(self, stored: StoredState) -> None:
         """Refuse a range that this host reaches by another way; but not at a restart, when pods have addresses."""
         if self._config.ipam is None:
@@ -264,7 +277,7 @@ class _Agent:
         self._traffic.ours = ours
         self._loop.ring_changed = self._traffic.hint
 
-    def _node_config(self, name: PeerName, short_id: ShortID | None) -> NodeConfig:
+    def _node_config(self, name: PeerName, short_id: ShortID | None, keyring: Keyring | None) -> NodeConfig:
         config = self._config
         uid = PeerUID(self._entropy.bits(64) or 1)
         return NodeConfig(
@@ -273,7 +286,7 @@ class _Agent:
                 uid=uid,
                 nickname=config.nickname,
                 port=config.port,
-                password=config.password.reveal() if config.password is not None else None,
+                keyring=keyring,
                 trusted_subnets=config.trusted_subnets,
                 connection_limit=config.connection_limit,
                 overlays=" ".join(config.overlays),

@@ -47,7 +47,9 @@ def fork_forwarder() -> ForwarderProcess:
         return ForwarderProcess(ours, pid)
     status = 1
     try:
-        ours.close()
+        # Among what else is open may be a password (--password-fd).
+        os.closerange(3, theirs.fileno())
+        os.closerange(theirs.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the agent, and we end with it
         forward(theirs)
         status = 0
@@ -185,7 +187,7 @@ class Sleeve:
                     self.counters = counters
 
     def _fail_all(self) -> None:
-        for added, _link in list(self._loop.node.overlays.sleeves().values()):
+        for added, *_ in list(self._loop.node.overlays.sleeves().values()):
             self._loop.feed(i.SleeveFailed(added.connection, "the process that forwards its datagrams ended"))
 
     def _send(self, effect: SendSleeveFrame) -> None:

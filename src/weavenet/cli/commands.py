@@ -1,14 +1,16 @@
 """The commands, one function each: a request, and what is printed of the answer."""
 
-from dataclasses import dataclass
-
 import click
 
 from weavenet.api.client import Client, path_of
+from weavenet.cli.keys import key
+from weavenet.cli.session import JSON
+from weavenet.cli.session import AgentCommand as _AgentCommand
+from weavenet.cli.session import Session as _Session
+from weavenet.cli.session import print_ended as _print_ended
 from weavenet.errors import AgentAwayError, ApiError, ApiStatusError
 from weavenet.version import VERSION
 
-JSON = "application/json"
 _NOT_FOUND = 404
 _JSON_INDENT = 4
 
@@ -19,33 +21,6 @@ _STATUS_PARTS: dict[str, tuple[str, ...]] = {
     "ipam": ("IPAM",),
     "targets": ("Router", "Targets"),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class _Session:
-    """What every command has: the agent, and whether to speak JSON."""
-
-    client: Client
-    as_json: bool
-
-
-class _AgentCommand(click.Command):
-    """A command with `--json` and `--socket`, which finds a session as the context's object."""
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        return [*super().get_params(ctx), *_COMMON_OPTIONS]
-
-    def invoke(self, ctx: click.Context) -> object:
-        own_socket = ctx.params.pop("socket_path")
-        group_socket = ctx.obj if isinstance(ctx.obj, str) else None
-        ctx.obj = _Session(Client(own_socket or group_socket), as_json=bool(ctx.params.pop("as_json")))
-        return super().invoke(ctx)
-
-
-_COMMON_OPTIONS = (
-    click.Option(["--json", "as_json"], is_flag=True, help="Print JSON."),
-    click.Option(["--socket", "socket_path"], metavar="PATH", help="The agent's control socket."),
-)
 
 
 @click.command(cls=_AgentCommand)
@@ -165,24 +140,18 @@ def rmpeer(session: _Session, peers: tuple[str, ...]) -> None:
         raise ApiError("not all peers could be removed")
 
 
-ALL = (status, connect, forget, report, ps, version, prime, rmpeer)
+ALL = (status, connect, forget, report, ps, version, prime, rmpeer, key)
 
 
 def _print_json_part(client: Client, keys: tuple[str, ...]) -> None:
     import json  # noqa: PLC0415
 
     value: object = json.loads(client.get("/report", accept=JSON))
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
+    for step in keys:
+        value = value.get(step) if isinstance(value, dict) else None
     click.echo(json.dumps(value, indent=_JSON_INDENT))
 
 
 def _print_targets_as_json(session: _Session) -> None:
     if session.as_json:
         _print_json_part(session.client, _STATUS_PARTS["targets"])
-
-
-def _print_ended(text: str) -> None:
-    """Print with exactly one line end at the end, and nothing for nothing."""
-    if text:
-        click.echo(text, nl=not text.endswith("\n"))

@@ -1,9 +1,9 @@
 """What must outlive the process, in one SQLite file.
 
-Two tables: `value` (peer name, ring, targets: one blob each) and `allocation` (one row per address, so that a pod that
-comes or goes costs one small row and not a rewrite of them all). `synchronous=FULL` with a write-ahead log: a commit
-has reached the disk when it returns, which is what lets the outbox answer ADD right after (sqlite.org/pragma.html). The
-file is 0600: it names every container of the host.
+Two tables: `value` (peer name, ring, targets, passwords: one blob each) and `allocation` (one row per address, so that
+a pod that comes or goes costs one small row and not a rewrite of them all). `synchronous=FULL` with a write-ahead log:
+a commit has reached the disk when it returns, which is what lets the outbox answer ADD right after
+(sqlite.org/pragma.html). The file is 0600: it names every container of the host, and holds the mesh's passwords.
 
 Calls block and belong in the store's own thread; the connection is made in whichever thread calls first.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import assert_never
 
 from weavenet.address import Address, Cidr
-from weavenet.effects import ClearStore, DropAllocation, PutAllocation, PutValue, StoreChange
+from weavenet.effects import ClearStore, DropAllocation, PutAllocation, PutSecret, PutValue, StoreChange
 from weavenet.errors import StoreError
 from weavenet.ipam.allocator import StoredState
 
@@ -89,6 +89,7 @@ class Store:
         # Only now: changing the journal writes to the file, and a file that we do not understand is left as it is.
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA secure_delete=ON")  # a retired password is overwritten
         connection.executescript(_SCHEMA)
         connection.execute(f"PRAGMA user_version={FORMAT_VERSION}")
         self._connection = connection
@@ -97,7 +98,7 @@ class Store:
 
 def _apply_change(connection: sqlite3.Connection, change: StoreChange) -> None:
     match change:
-        case PutValue(key, value):
+        case PutValue(key, value) | PutSecret(key, value):
             connection.execute("INSERT OR REPLACE INTO value VALUES (?, ?)", (key, value))
         case PutAllocation(ident, cidr, is_container):
             connection.execute(

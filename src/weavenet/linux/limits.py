@@ -131,9 +131,9 @@ def _read_tbf(netlink: Netlink, index: int) -> RateLimit | None:
     for answer in netlink.dump(Request("list queues", Kind.GETQDISC, _TCMSG.pack(0, 0, 0, 0, 0))):
         _, device, _, parent, _ = _TCMSG.unpack_from(answer)
         attributes = parse_attributes(answer[_TCMSG.size :])
-        options = parse_attributes(attributes.get(_TCA_OPTIONS, b""))
         if (device, parent, read_text(attributes, _TCA_KIND)) == (index, _ROOT, "tbf"):
-            return _decode_tbf(options)
+            # Only now: other queues' options are bare structs, such as pfifo_fast's of a TAP device.
+            return _decode_tbf(parse_attributes(attributes.get(_TCA_OPTIONS, b"")))
     return None
 
 

@@ -12,10 +12,12 @@ from weavenet.identity import UNKNOWN_PEER, format_peer_name
 from weavenet.mesh.connection import Introduced
 from weavenet.mesh.connector import Connector
 from weavenet.mesh.gossip import TOPOLOGY_CHANNEL
+from weavenet.mesh.guesses import Guesses
 from weavenet.mesh.local import LocalConnection, LocalConnections
 from weavenet.mesh.records import NICKNAME_CHARACTERS_MAX, Peer, PeerConnection
 from weavenet.mesh.relay import Relay
 from weavenet.mesh.routes import Routes
+from weavenet.mesh.session import OverlayKeys
 from weavenet.mesh.topology import Topology
 from weavenet.mesh.upkeep import Upkeep
 from weavenet.mesh.wire import RemoteFeatures
@@ -31,6 +33,7 @@ class Admission:
         routes: Routes,
         links: LocalConnections,
         connector: Connector,
+        guesses: Guesses,
         relay: Relay,
         upkeep: Upkeep,
         out: list[Output],
@@ -41,6 +44,7 @@ class Admission:
         self._routes = routes
         self._links = links
         self._connector = connector
+        self._guesses = guesses
         self._relay = relay
         self._upkeep = upkeep
         self._out = out
@@ -54,7 +58,8 @@ class Admission:
         """Add a connection whose remote has introduced itself, or end it. Say whether it was added."""
         link.uid = introduced.uid
         both_trust = link.trusted and introduced.features.trusted
-        link.overlay_key = None if both_trust else introduced.session_key
+        key = introduced.session_key
+        link.overlay_keys = None if both_trust or key is None else OverlayKeys(key, (key,))
         try:
             before = self._register(link, introduced.features, now)
             self.note(link, f"connection ready; using protocol version {introduced.version}")
@@ -131,7 +136,7 @@ class Admission:
                 remote=link.remote,
                 outbound=link.outbound,
                 uid=link.uid,
-                overlay_key=link.overlay_key,
+                overlay_key=None if link.overlay_keys is None else link.overlay_keys.sealing,
                 overlays=overlays,
             )
         )
@@ -174,10 +179,17 @@ class Admission:
             self._remove(link, now)
         if link.outbound:
             hopeless = isinstance(error, NameCollisionError | SelfConnectionError)
-            self._connector.ended(link.remote, str(error), now, hopeless=hopeless)
+            self._connector.ended(link.remote, str(error), now, hopeless=hopeless, at_once=self._has_more_to_try(link))
         if not isinstance(error, SelfConnectionError):
             self.termination_count += 1
         self._upkeep.targets_are_stale = True
+
+    def _has_more_to_try(self, link: LocalConnection) -> bool:
+        """Whether the remote may have refused the password that we dialled with, and there are others."""
+        protocol = link.protocol
+        if link.guess is None or protocol is None or not protocol.is_guessing:
+            return False
+        return self._guesses.failed(link.remote, link.guess, protocol.hint)
 
     def _remove(self, link: LocalConnection, now: Now) -> None:
         assert link.name is not None

@@ -4,12 +4,14 @@ Three things drive it: bytes arriving (`receive`), the owner (`proceed`, `send`)
 wants written it returns.
 
     HEADER ──► FLAG ──► KEY ──► FEATURES ──► HELD ──► OPEN
-        │       version 2 only    ▲
-        └─────────────────────────┘ version 1
+        │       version 2 only    ▲  │        ▲
+        └─────────────────────────┘  └► PROOF ┘
+                 version 1           version 1, several passwords, dialled to us
 
 Neither side waits for the other within a step, but later steps depend on earlier ones: which version's bytes to write
 is known when their header is here, and our features are sealed with a key that needs theirs. So the two ends run
-through the stages side by side, whoever dialled; that matters to the nonces only.
+through the stages side by side, whoever dialled; that matters to the nonces, and where several passwords are valid:
+then who was dialled waits for a sealed message that tells which (session.py).
 
 Version 2 says flag, key, and then frames, of which the first holds the features. Version 1 is one gob stream per
 direction: the features, never sealed, and then messages as byte slices.
@@ -30,7 +32,9 @@ from weavenet.codec.gob import BYTES, Decoder, Encoder, encode_one
 from weavenet.effects import Entropy, Now
 from weavenet.errors import CodecError, HandshakeError, ProtocolError
 from weavenet.identity import ConnectionUID, PeerName, PeerUID, ShortID
-from weavenet.mesh.crypto import KEY_BYTES, SEAL_BYTES, KeyPair, Opener, Sealer, session_key
+from weavenet.mesh.crypto import KEY_BYTES, SEAL_BYTES, KeyPair, shared_key
+from weavenet.mesh.keyring import Keyring, Password
+from weavenet.mesh.session import OverlayKeys, Session
 from weavenet.mesh.wire import (
     FEATURES,
     HEADER_BYTES,
@@ -38,6 +42,9 @@ from weavenet.mesh.wire import (
     LENGTH_BYTES,
     MESSAGE_BYTES_MAX,
     PUBLIC_KEY_V1,
+    REKEY,
+    REKEY_MESSAGE,
+    REKEY_VERSION,
     VERSION_MAX,
     VERSION_MIN,
     Inbox,
@@ -79,10 +86,11 @@ class LocalPeer(msgspec.Struct, frozen=True):
 class ConnectionOptions(msgspec.Struct, frozen=True):
     """What is the same for all our connections."""
 
-    password: bytes | None
+    keyring: Keyring | None
     min_version: int = VERSION_MIN
     max_version: int = VERSION_MAX
     overlays: str = "fastdp"
+    can_move: bool = True  # to another password; Weave cannot
 
 
 class Introduced(msgspec.Struct, frozen=True):
@@ -106,6 +114,7 @@ class _Stage(Enum):
     FLAG = "flag"
     KEY = "key"
     FEATURES = "features"
+    PROOF = "proof"
     HELD = "held"
     OPEN = "open"
 
@@ -123,12 +132,18 @@ class Connection:
         trusted: bool,
         entropy: Entropy,
         now: Now,
+        guess: Password | None = None,
     ) -> None:
-        """Draw the connection's number and, with a password, its keys. `trusted`: whether we trust their address."""
+        """Draw the connection's number and, with a password, its keys. `trusted`: whether we trust their address.
+
+        `guess`: which password a remote that we dialled has, if it is not the one in use.
+        """
         self._options = options
         self._outbound = outbound
         self._connection_id = entropy.bits(64)
-        self._keys = None if options.password is None else KeyPair.from_entropy(entropy.octets(KEY_BYTES))
+        self._ring = options.keyring
+        self._guess = guess
+        self._keys = None if self._ring is None else KeyPair.from_entropy(entropy.octets(KEY_BYTES))
         self._features = build_features(
             LocalFeatures(
                 name=local.name,
@@ -140,6 +155,8 @@ class Connection:
                 overlays=options.overlays,
             )
         )
+        if self._ring is not None and options.can_move:
+            self._features[REKEY] = REKEY_VERSION
         self._stage = _Stage.HEADER
         self._version = 0
         self._inbox = Inbox()
@@ -147,9 +164,11 @@ class Connection:
         # Version 1's two gob streams. The decoder takes over from the inbox behind the header.
         self._encoder = Encoder()
         self._decoder = Decoder(message_bytes_max=FEATURES_BYTES_MAX)
-        self._session_key: bytes | None = None
-        self._sealer: Sealer | None = None
-        self._opener: Opener | None = None
+        self._session: Session | None = None
+        self._moves = False  # whether both ends can move to another password
+        # Version 1's: what waits for the remote's proof, and the message that was it.
+        self._unproved: RemoteFeatures | None = None
+        self._proof: bytes | None = None
         self._read_deadline_s = now.monotonic_s + HEADER_TIMEOUT_S
         self._heartbeat_due_s: float | None = None
 
@@ -159,24 +178,36 @@ class Connection:
         """Return what to write at once."""
         return build_header(self._options.min_version, self._options.max_version)
 
-    def proceed(self, now: Now) -> list[Message]:
+    def proceed(self, now: Now) -> tuple[bytes, list[Message]]:
         """Start reading messages, and our heartbeat: the connection has been added.
 
-        Returns the messages that had arrived already. Raises ProtocolError.
+        Returns what to write, and the messages that had arrived already. Raises ProtocolError.
         """
         assert self._stage is _Stage.HELD
         self._stage = _Stage.OPEN
         self._heartbeat_due_s = now.monotonic_s + HEARTBEAT_INTERVAL_S
         self._read_deadline_s = now.monotonic_s + READ_TIMEOUT_S
-        _, events = self.receive(b"", now)
-        return [event for event in events if isinstance(event, Message)]
+        announced = b""
+        if self._session is not None and self._moves:
+            announced = self._framed(self._session.allow_moves(now))
+        messages = [Message(self._proof[0], self._proof[1:])] if self._proof else []
+        written, events = self.receive(b"", now)
+        messages += [event for event in events if isinstance(event, Message)]
+        return announced + written, messages
+
+    def ring_changed(self, ring: Keyring | None, now: Now) -> bytes:
+        """Go by other passwords from now on; return what to write. Raises RemoteError if this connection cannot."""
+        self._ring = ring
+        if self._session is None or ring is None:
+            return b""
+        return self._framed(self._session.ring_changed(ring, now))
 
     def send(self, message: bytes) -> bytes:
         """Return a message framed and sealed. Raises ProtocolError if it is too long. Only after Introduced."""
         assert self._stage in {_Stage.HELD, _Stage.OPEN}
         # Before sealing: a message that was never sent must not use up a nonce.
-        check_outgoing(len(message) + (SEAL_BYTES if self._sealer else 0))
-        content = self._sealer.seal(message) if self._sealer else message
+        check_outgoing(len(message) + (SEAL_BYTES if self._session else 0))
+        content = self._session.seal(message) if self._session else message
         return self._encoder.encode(BYTES, content) if self._version == 1 else frame(content)
 
     # --- driven by the remote ---
@@ -220,18 +251,47 @@ class Connection:
 
     def next_deadline(self) -> float:
         """Return when `handle_timer` has something to do, in monotonic seconds."""
-        if self._heartbeat_due_s is None:
-            return self._read_deadline_s
-        return min(self._read_deadline_s, self._heartbeat_due_s)
+        keys_due_s = None if self._session is None else self._session.next_deadline()
+        due = (self._read_deadline_s, self._heartbeat_due_s, keys_due_s)
+        return min(due_s for due_s in due if due_s is not None)
 
     def handle_timer(self, now: Now) -> bytes:
-        """Return a heartbeat if it is time. Raises HandshakeError or ProtocolError if the remote is silent too long."""
+        """Return what is to be written: a heartbeat, or word that we move to another password, if it is time.
+
+        Raises HandshakeError or ProtocolError if the remote is silent too long, or keeps to a retired password.
+        """
         if now.monotonic_s >= self._read_deadline_s:
             raise self._header_error("i/o timeout") if self._stage is _Stage.HEADER else self._error("i/o timeout")
+        written = b"" if self._session is None else self._framed(self._session.handle_timer(now))
         if self._heartbeat_due_s is None or now.monotonic_s < self._heartbeat_due_s:
-            return b""
+            return written
         self._heartbeat_due_s = now.monotonic_s + HEARTBEAT_INTERVAL_S
-        return self.send(HEARTBEAT_MESSAGE)
+        return written + self.send(HEARTBEAT_MESSAGE)
+
+    # --- views ---
+
+    @property
+    def settled_on(self) -> Password | None:
+        """The password that the remote has proved to know, if it has yet."""
+        return None if self._session is None else self._session.settled_on
+
+    @property
+    def is_guessing(self) -> bool:
+        """Whether we have sealed something with a password that the remote has not proved to know."""
+        return self._session is not None and self._session.settled_on is None and self._session.can_seal
+
+    @property
+    def hint(self) -> Password | None:
+        """The password of ours that the remote has, where we had guessed another."""
+        return None if self._session is None else self._session.hint
+
+    def passwords(self) -> frozenset[Password]:
+        """Return those that are used at the moment, in either direction."""
+        return frozenset() if self._session is None else self._session.passwords()
+
+    def overlay_keys(self) -> OverlayKeys | None:
+        """Return what an overlay seals and opens with, if it is to."""
+        return None if self._session is None else self._session.overlay_keys()
 
     # --- the stages ---
 
@@ -255,15 +315,20 @@ class Connection:
             case _Stage.KEY:
                 return self._read_key(written)
             case _Stage.FEATURES:
-                introduced = self._read_features_v1() if self._version == 1 else self._read_features()
+                introduced = self._read_features_v1(written) if self._version == 1 else self._read_features(written)
                 if introduced is not None:
                     events.append(introduced)
                     self._restart_read_timeout(now)
+                return self._unproved is not None
+            case _Stage.PROOF:
+                introduced = self._read_proof()
+                if introduced is not None:
+                    events.append(introduced)
                 return False
             case _Stage.HELD:
                 return False
             case _Stage.OPEN:
-                return self._read_message(events, now)
+                return self._read_message(written, events, now)
 
     def _read_header(self, written: bytearray, now: Now) -> bool:
         header = self._inbox.take(HEADER_BYTES)
@@ -301,25 +366,33 @@ class Connection:
         if public is None:
             return False
         self._start_encryption(public)
-        self._write_features(written)
+        assert self._session is not None
+        if self._session.speaks_first:
+            self._write_features(written)
+        self._stage = _Stage.FEATURES
         return True
 
     def _write_features(self, written: bytearray) -> None:
         content = encode_one(FEATURES, self._features)
-        written += frame(self._sealer.seal(content) if self._sealer else content)
+        written += frame(self._session.seal(content) if self._session else content)
         self._stage = _Stage.FEATURES
 
-    def _read_features(self) -> Introduced | None:
+    def _read_features(self, written: bytearray) -> Introduced | None:
         content = self._inbox.take_frame(FEATURES_BYTES_MAX)
         if content is None:
             return None
-        try:
-            plain = self._opener.open(content) if self._opener else content
-        except ProtocolError as error:
-            raise HandshakeError(f"{error}; {_PASSWORDS_DIFFER}") from error
-        return self._introduce(Decoder(plain).decode(FEATURES))
+        if self._session is not None:
+            waited = not self._session.can_seal
+            try:
+                content = self._session.open(content)
+            except ProtocolError as error:
+                raise HandshakeError(f"{error}; {_PASSWORDS_DIFFER}") from error
+            if waited:
+                self._write_features(written)
+        features = Decoder(content).decode(FEATURES)
+        return self._introduce(parse_features(features))
 
-    def _read_features_v1(self) -> Introduced | None:
+    def _read_features_v1(self, written: bytearray) -> Introduced | None:
         features = self._decoder.try_decode(FEATURES)
         if features is None:
             return None
@@ -334,23 +407,44 @@ class Connection:
                 raise HandshakeError(f"a public key of {len(key)} bytes, expected {KEY_BYTES}")
             self._start_encryption(key)
         self._decoder.message_bytes_max = MESSAGE_BYTES_MAX + _GOB_OVERHEAD_BYTES
-        return self._introduce(restrict_to_v1(features))
+        remote = parse_features(restrict_to_v1(features))
+        if self._session is not None and not self._session.can_seal:
+            self._unproved = remote
+            self._stage = _Stage.PROOF
+            return None
+        if self._session is not None and self._ring is not None and len(self._ring) > 1:
+            # Somebody with several passwords waits for this; Weave takes a heartbeat at any time.
+            written += self._encoder.encode(BYTES, self._session.seal(HEARTBEAT_MESSAGE))
+        return self._introduce(remote)
 
-    def _introduce(self, features: dict[str, str]) -> Introduced:
-        remote = parse_features(features)
+    def _read_proof(self) -> Introduced | None:
+        """Version 1's features are not sealed: the first message tells which password the remote has."""
+        content = self._decoder.try_decode(BYTES)
+        if content is None:
+            return None
+        assert self._session is not None
+        assert self._unproved is not None
+        self._proof = self._session.open(content)
+        return self._introduce(self._unproved)
+
+    def _introduce(self, remote: RemoteFeatures) -> Introduced:
         self._stage = _Stage.HELD
+        self._moves = self._session is not None and self._options.can_move and remote.moves
         uid = ConnectionUID(self._connection_id ^ remote.connection_id)
-        return Introduced(remote, uid, self._session_key, self._version)
+        keys = self.overlay_keys()
+        return Introduced(remote, uid, None if keys is None else keys.sealing, self._version)
 
-    def _read_message(self, events: list[Introduced | Message], now: Now) -> bool:
+    def _read_message(self, written: bytearray, events: list[Introduced | Message], now: Now) -> bool:
         v1 = self._version == 1
         content = self._decoder.try_decode(BYTES) if v1 else self._inbox.take_frame(MESSAGE_BYTES_MAX)
         if content is None:
             return False
-        if self._opener is not None:
-            content = self._opener.open(content)
+        if self._session is not None:
+            content = self._session.open(content)
         self._restart_read_timeout(now)
-        if content:  # Weave logs an empty message and goes on
+        if self._session is not None and self._moves and content[:1] == REKEY_MESSAGE:
+            written += self._framed(self._session.control(content[1:], now))
+        elif content:  # Weave logs an empty message and goes on
             events.append(Message(content[0], content[1:]))
         return True
 
@@ -364,10 +458,14 @@ class Connection:
 
     def _start_encryption(self, their_public: bytes) -> None:
         assert self._keys is not None
-        assert self._options.password is not None
-        self._session_key = session_key(self._keys, their_public, self._options.password)
-        self._sealer = Sealer(self._session_key, outbound=self._outbound)
-        self._opener = Opener(self._session_key, outbound=self._outbound)
+        assert self._ring is not None
+        self._session = Session(shared_key(self._keys, their_public), self._ring, outbound=self._outbound)
+        if self._session.speaks_first:
+            self._session.begin(self._guess)
+
+    def _framed(self, sealed: list[bytes]) -> bytes:
+        assert self._version != 1 or not sealed, "version 1 knows of one password"
+        return b"".join(frame(content) for content in sealed)
 
     def _restart_read_timeout(self, now: Now) -> None:
         self._read_deadline_s = now.monotonic_s + READ_TIMEOUT_S

@@ -174,14 +174,19 @@ class Connector:
         if target is not None:
             self._set(endpoint, replace(target, state=TargetState.CONNECTED))
 
-    def ended(self, endpoint: Endpoint, error: str, now: Now, *, hopeless: bool) -> None:
-        """Note that a connection that was dialled is over. Hopeless: whoever is there is not to be tried again."""
+    def ended(self, endpoint: Endpoint, error: str, now: Now, *, hopeless: bool, at_once: bool = False) -> None:
+        """Note that a connection that was dialled is over.
+
+        Hopeless: whoever is there is not to be tried again. At once: there is something else to try there.
+        """
         target = self._targets.get(endpoint)
         if target is None:
             return
         target = replace(target, state=TargetState.WAITING, error=error)
         if hopeless:
             target = replace(target, due=None, interval_s=INTERVAL_MAX_S)
+        elif at_once:
+            target = replace(target, due=now)
         elif target.due is not None and now.monotonic_s > target.due.monotonic_s + RESET_AFTER_S:
             target = replace(target, due=now, interval_s=self._first_interval_s(endpoint))
         else:

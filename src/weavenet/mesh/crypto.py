@@ -5,7 +5,8 @@ shared key, and the password enters here, and only here:
 
     session key = SHA-256(HSalsa20(X25519(private, public), 0) || password)
 
-So a wrong password is not noticed before the first sealed message fails to open. Every message is a `secretbox` under
+So a wrong password is not noticed before the first sealed message fails to open, and one connection has as many
+possible session keys as there are passwords (session.py). Every message is a `secretbox` under
 a nonce that both ends count for themselves:
 
     byte 0           0x80 if the sender dialled, | 0x40 for TCP (overlay packets have 0 there)
@@ -33,6 +34,7 @@ from weavenet.errors import HandshakeError, ProtocolError
 KEY_BYTES = 32
 # How much longer a sealed message is: its Poly1305 tag.
 SEAL_BYTES = 16
+MARK_BYTES = 16
 
 _NONCE_DIALLER = 0x80
 _NONCE_TCP = 0x40
@@ -51,14 +53,28 @@ class KeyPair(msgspec.Struct, frozen=True):
         return cls(octets, crypto_scalarmult_base(octets))
 
 
-def session_key(ours: KeyPair, their_public: bytes, password: bytes) -> bytes:
-    """Return the 32 bytes that both ends arrive at. Raises HandshakeError for a public key that is a trap."""
+def shared_key(ours: KeyPair, their_public: bytes) -> bytes:
+    """Return what only the two ends of this connection know. Raises HandshakeError for a public key that is a trap."""
     try:
-        shared = crypto_box_beforenm(their_public, ours.private)
+        return crypto_box_beforenm(their_public, ours.private)
     except NaclRuntimeError as error:
         # A point of small order makes the shared key the same whatever our private key is.
         raise HandshakeError(f"public key {their_public.hex()} is of small order") from error
+
+
+def session_key_of(shared: bytes, password: bytes) -> bytes:
+    """Return the session key of a connection under a password."""
     return hashlib.sha256(shared + password).digest()
+
+
+def session_key(ours: KeyPair, their_public: bytes, password: bytes) -> bytes:
+    """Return the 32 bytes that both ends arrive at. Raises HandshakeError for a public key that is a trap."""
+    return session_key_of(shared_key(ours, their_public), password)
+
+
+def key_mark(key: bytes) -> bytes:
+    """Return by what the two ends of a connection call a session key; only who has the key can tell."""
+    return hashlib.sha256(b"weavenet session key" + key).digest()[:MARK_BYTES]
 
 
 class _Nonces:
@@ -70,8 +86,11 @@ class _Nonces:
         self._prefix = bytes([_NONCE_TCP | (_NONCE_DIALLER if sender_dialled else 0)]) + bytes(15)
         self._next = 0
 
+    def peek(self) -> bytes:
+        return self._prefix + self._next.to_bytes(8, "big")
+
     def draw(self) -> bytes:
-        nonce = self._prefix + self._next.to_bytes(8, "big")
+        nonce = self.peek()
         self._next += 1
         return nonce
 
@@ -102,8 +121,10 @@ class Opener:
         self._nonces = _Nonces(sender_dialled=not outbound)
 
     def open(self, sealed: bytes) -> bytes:
-        """Return the message. Raises ProtocolError, after which the connection is of no more use."""
+        """Return the message. Raises ProtocolError, and has then not counted, so that another key may be tried."""
         try:
-            return crypto_secretbox_open(sealed, self._nonces.draw(), self._key)
+            message = crypto_secretbox_open(sealed, self._nonces.peek(), self._key)
         except CryptoError as error:
             raise ProtocolError("Unable to decrypt TCP msg") from error
+        self._nonces.draw()
+        return message

@@ -21,6 +21,8 @@ from weavenet.identity import ConnectionUID, PeerName
 from weavenet.mesh.connection import Connection
 from weavenet.mesh.connector import Connected
 from weavenet.mesh.gossip import GossipData, Pending, Slot
+from weavenet.mesh.keyring import Password
+from weavenet.mesh.session import OverlayKeys
 
 
 class ConnectionStatus(msgspec.Struct, frozen=True):
@@ -48,7 +50,8 @@ class LocalConnection(msgspec.Struct, eq=False):
     due_s: float = inf  # the protocol's next deadline: asked for after every input, and changed by few
     name: PeerName | None = None  # the remote's, once it is registered; the topology holds it for us
     uid: ConnectionUID | None = None
-    overlay_key: bytes | None = None
+    guess: Password | None = None  # what we dialled with, as long as the remote has not proved to know it
+    overlay_keys: OverlayKeys | None = None  # where overlay traffic must be sealed: with what, as was told
     added: bool = False
     established: bool = False
     writable: bool = True

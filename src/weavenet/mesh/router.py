@@ -21,6 +21,7 @@ mesh router.go, connection.go and gossip.go.
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
+from msgspec.structs import replace
 
 from weavenet.address import Cidr, Endpoint
 from weavenet.effects import (
@@ -35,6 +36,7 @@ from weavenet.effects import (
     Now,
     Output,
     OverlayControlArrived,
+    OverlayKeysChanged,
     SendTcp,
 )
 from weavenet.errors import GossipError, HandshakeError, ProtocolError, RemoteError
@@ -50,6 +52,8 @@ from weavenet.mesh.gossip import (
     SurrogateMemory,
     TopologyData,
 )
+from weavenet.mesh.guesses import Guesses
+from weavenet.mesh.keyring import Keyring, KeyStatus
 from weavenet.mesh.local import ConnectionStatus, LocalConnection, LocalConnections
 from weavenet.mesh.records import Peer
 from weavenet.mesh.relay import Relay
@@ -75,7 +79,7 @@ class MeshConfig(msgspec.Struct, frozen=True):
     uid: PeerUID
     nickname: str
     port: int = 6783
-    password: bytes | None = None
+    keyring: Keyring | None = None  # at the start
     trusted_subnets: tuple[Cidr, ...] = ()
     connection_limit: int = 200  # 0: none
     discovery: bool = True
@@ -94,7 +98,7 @@ class Mesh:
         self.config = config
         self._entropy = entropy
         self._local_peer = LocalPeer(config.name, config.uid, config.nickname)
-        self._options = ConnectionOptions(config.password, config.min_version, config.max_version, config.overlays)
+        self._options = ConnectionOptions(config.keyring, config.min_version, config.max_version, config.overlays)
         self._out: list[Output] = []
         self._channels = frozenset(channels)
         self._surrogate = SurrogateMemory()
@@ -104,6 +108,7 @@ class Mesh:
         self.routes = Routes(config.name)
         self._links = LocalConnections()
         self._connector = Connector(config.name, port=config.port, discovery=config.discovery, entropy=entropy)
+        self._guesses = Guesses(config.keyring)
         self._relay = Relay(config.name, self.routes, self._links, entropy)
         self._upkeep = Upkeep(
             topology=self.topology,
@@ -118,6 +123,7 @@ class Mesh:
             routes=self.routes,
             links=self._links,
             connector=self._connector,
+            guesses=self._guesses,
             relay=self._relay,
             upkeep=self._upkeep,
             out=self._out,
@@ -149,6 +155,7 @@ class Mesh:
 
     def _start(self, link: LocalConnection, local: Endpoint, now: Now) -> None:
         link.local = local
+        link.guess = self._guesses.guess(link.remote) if link.outbound else None
         link.protocol = Connection(
             self._local_peer,
             self._options,
@@ -157,6 +164,7 @@ class Mesh:
             trusted=link.trusted,
             entropy=self._entropy,
             now=now,
+            guess=link.guess,
         )
         link.due_s = link.protocol.next_deadline()
         self._out.append(SendTcp(link.number, link.protocol.start()))
@@ -180,8 +188,10 @@ class Mesh:
                 written, events = link.protocol.receive(data, now)
                 if written:
                     self._out.append(SendTcp(connection, written))
+                self._note_guess(link)
                 self._handle(link, events, now)
                 link.due_s = link.protocol.next_deadline()
+                self._tell_overlay_keys(link)
             except RemoteError as error:
                 self._admission.end(link, error, now)
         return self._finish(now)
@@ -216,6 +226,40 @@ class Mesh:
         self._connector.forget(texts)
         self._upkeep.targets_are_stale = True
         return self._finish(now)
+
+    @property
+    def keyring(self) -> Keyring | None:
+        """The passwords; None where the mesh is not encrypted."""
+        return self._options.keyring
+
+    def change_keyring(self, ring: Keyring, now: Now) -> list[Output]:
+        """Go by other passwords. Connections that can move do; those that cannot and use a retired one end."""
+        assert self.keyring is not None, "what is not encrypted cannot become so"
+        self._options = replace(self._options, keyring=ring)
+        self._guesses.ring = ring
+        for link in self._links.all():
+            if link.protocol is None:
+                continue
+            try:
+                written = link.protocol.ring_changed(ring, now)
+                link.due_s = link.protocol.next_deadline()
+                if written:
+                    self._out.append(SendTcp(link.number, written))
+                self._tell_overlay_keys(link)
+            except RemoteError as error:
+                self._admission.end(link, error, now)
+        return self._finish(now)
+
+    def key_status(self) -> list[KeyStatus]:
+        """Return what there is to say about each key, in the order in which they were added."""
+        ring = self.keyring
+        if ring is None:
+            return []
+        used = [link.protocol.passwords() for link in self._links.added() if link.protocol is not None]
+        return [
+            KeyStatus(key.name, key is ring.in_use, key.added_wall_s, sum(key.password in each for each in used))
+            for key in sorted(ring, key=lambda key: key.added_wall_s)
+        ]
 
     # --- other cores --------------------------------------------------------------------------------------------------
 
@@ -277,6 +321,7 @@ class Mesh:
                 link.due_s = link.protocol.next_deadline()
                 if written:
                     self._out.append(SendTcp(link.number, written))
+                self._tell_overlay_keys(link)
             except RemoteError as error:
                 self._admission.end(link, error, now)
         self._upkeep.handle_timer(now)
@@ -323,7 +368,7 @@ class Mesh:
                 established=link.established,
                 name=name,
                 nickname=self.topology[name].nickname,
-                encrypted=link.overlay_key is not None,
+                encrypted=link.overlay_keys is not None,
             )
             for name, link in ((link.name, link) for link in self._links.added())
             if name is not None
@@ -350,7 +395,24 @@ class Mesh:
                 self._message(link, event, now)
             elif self._admission.admit(link, event, now):
                 assert link.protocol is not None
-                self._handle(link, link.protocol.proceed(now), now)
+                written, messages = link.protocol.proceed(now)
+                if written:
+                    self._out.append(SendTcp(link.number, written))
+                self._handle(link, messages, now)
+
+    def _note_guess(self, link: LocalConnection) -> None:
+        """Remember with which password we were let in."""
+        proved = None if link.protocol is None else link.protocol.settled_on
+        if link.guess is not None and proved is not None:
+            link.guess = None
+            self._guesses.worked(link.remote, proved)
+
+    def _tell_overlay_keys(self, link: LocalConnection) -> None:
+        """Have the overlay seal, and open, with what the connection does."""
+        keys = None if link.protocol is None or not link.added else link.protocol.overlay_keys()
+        if keys is not None and link.overlay_keys not in {None, keys}:
+            link.overlay_keys = keys
+            self._out.append(OverlayKeysChanged(link.number, keys.sealing, keys.opening))
 
     def _message(self, link: LocalConnection, message: Message, now: Now) -> None:
         match message.tag:

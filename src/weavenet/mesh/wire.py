@@ -32,6 +32,8 @@ FEATURES = map_of(STRING, STRING)
 # The features that version 1 knows. Everything else is dropped by its receiver.
 FEATURES_V1 = ("ConnID", "Name", "NickName", "PeerNameFlavour", "UID")
 PUBLIC_KEY_V1 = "PublicKey"
+# Ours: the sender can move an encrypted connection to another password. Weave ignores what it does not know.
+REKEY, REKEY_VERSION = "Rekey", "1"
 _FLAVOUR = "mac"
 _REQUIRED = ("PeerNameFlavour", "Name", "NickName", "UID", "ConnID")
 _TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
@@ -91,6 +93,7 @@ class RemoteFeatures(msgspec.Struct, frozen=True):
     short_id: ShortID | None
     trusted: bool  # whether the remote trusts our address
     overlays: tuple[str, ...] | None  # in its order of preference
+    moves: bool = False  # whether it can move to another password (session.py)
 
 
 def build_features(local: LocalFeatures) -> dict[str, str]:
@@ -133,6 +136,7 @@ def parse_features(features: Mapping[str, str]) -> RemoteFeatures:
         short_id=None if short_id is None else ShortID(_parse_uint(short_id, SHORT_ID_BITS)),
         trusted=trusted is not None and _parse_bool(trusted),
         overlays=None if overlays is None else tuple(overlays.split(" ")),
+        moves=features.get(REKEY) == REKEY_VERSION,
     )
 
 
@@ -239,9 +243,12 @@ class Tag(IntEnum):
     GOSSIP_UNICAST = 5
     GOSSIP_BROADCAST = 6
     OVERLAY_CONTROL = 7
+    # Ours, and only between peers that both sent the feature Rekey: see session.py.
+    REKEY = 0x77
 
 
 HEARTBEAT_MESSAGE = bytes([Tag.HEARTBEAT])
+REKEY_MESSAGE = bytes([Tag.REKEY])
 
 
 def build_message(tag: Tag, payload: bytes) -> bytes:

@@ -6,6 +6,7 @@ from weavenet.address import Address, Cidr, Endpoint
 from weavenet.effects import ConnectionNumber, RequestNumber
 from weavenet.identity import ShortID
 from weavenet.mesh.connector import Target
+from weavenet.mesh.keyring import Password
 
 
 class TcpAccepted(msgspec.Struct, frozen=True):
@@ -166,11 +167,35 @@ class ShutDown(msgspec.Struct, frozen=True):
     """`weave reset`: hand our ranges to another peer; this node will not come back."""
 
 
+class AddKey(msgspec.Struct, frozen=True):
+    """`weave key add`: accept another password."""
+
+    request: RequestNumber
+    name: str
+    password: Password
+
+
+class UseKey(msgspec.Struct, frozen=True):
+    """`weave key use`: new connections, and those that can move, use this password from now on."""
+
+    request: RequestNumber
+    name: str
+
+
+class RetireKey(msgspec.Struct, frozen=True):
+    """`weave key retire`: this password is not accepted any more."""
+
+    request: RequestNumber
+    name: str
+
+
 class TimerFired(msgspec.Struct, frozen=True):
     """The time that `next_deadline` named has come."""
 
 
 IpamInput = Allocate | Claim | Release | ReleaseAddress | AwaitConsensus | TakeOver | CountPeers | Cancel | ShutDown
+KeyInput = AddKey | UseKey | RetireKey
+Request = IpamInput | KeyInput
 
 Input = (
     TcpAccepted
@@ -188,4 +213,5 @@ Input = (
     | Forget
     | TimerFired
     | IpamInput
+    | KeyInput
 )

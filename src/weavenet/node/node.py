@@ -23,14 +23,18 @@ from weavenet.effects import (
     Entropy,
     GossipArrived,
     GossipKind,
+    Level,
     LinksChanged,
+    Note,
     Now,
     Output,
     OverlayControlArrived,
     OverlayEstablished,
     OverlayFailed,
+    OverlayKeysChanged,
     PeersRemoved,
     Persist,
+    PutSecret,
     PutValue,
     Reconcile,
     Refused,
@@ -41,11 +45,12 @@ from weavenet.effects import (
     SendUnicast,
     Signal,
 )
-from weavenet.errors import GossipError, IpamError
+from weavenet.errors import GossipError, IpamError, KeyringError
 from weavenet.identity import PeerName, ShortID
 from weavenet.ipam.allocator import Allocator, IpamConfig, StoredState
 from weavenet.mesh.connector import Target
 from weavenet.mesh.gossip import GossipData
+from weavenet.mesh.keyring import KEY_KEYRING, encode_keyring
 from weavenet.mesh.router import Mesh, MeshConfig
 from weavenet.node import inputs as i
 from weavenet.node.targets import KEY_TARGETS, encode_targets
@@ -98,6 +103,8 @@ class Node:
         outputs: list[Output] = []
         if self.ipam is not None:
             outputs += self.ipam.start(stored, now)
+        if self.mesh.keyring is not None or stored.values.get(KEY_KEYRING):
+            outputs.append(self._persist_keyring())  # behind what start may clear
         outputs += self._connect(targets, replace=True, now=now)
         return self._settle(outputs, now)
 
@@ -140,12 +147,13 @@ class Node:
                 peer=name,
                 remote=link.remote,
                 key=added.overlay_key,
+                opening=opening,
                 dialled=added.outbound,
                 mtu_bytes=link.mtu_bytes,
                 payload_bytes_max=link.payload_bytes_max,
                 fragments_pass=link.fragments_pass,
             )
-            for name, (added, link) in sleeves.items()
+            for name, (added, link, opening) in sleeves.items()
         )
         return SleeveTable(self.config.mesh.name, names, connections, routes)
 
@@ -184,6 +192,8 @@ class Node:
                 return self._connect(targets, replace=replace, now=now)
             case i.Forget(texts):
                 return [*self.mesh.forget(texts, now), self._persist_targets()]
+            case i.AddKey() | i.UseKey() | i.RetireKey():
+                return self._change_keys(happened, now)
             case i.TimerFired():
                 return self._timer_fired(now)
             case _:
@@ -210,6 +220,31 @@ class Node:
 
     def _persist_targets(self) -> Persist:
         return Persist((PutValue(KEY_TARGETS, encode_targets(self.mesh.direct_targets())),))
+
+    def _change_keys(self, happened: i.KeyInput, now: Now) -> list[Output]:
+        ring = self.mesh.keyring
+        if ring is None:
+            reason = "this mesh is not encrypted: to have it so, start the agents of all its hosts with a password"
+            return [Reply(happened.request, Refused(reason))]
+        try:
+            match happened:
+                case i.AddKey(_, name, password):
+                    changed, done = ring.add(name, password, now), "added, and accepted from now on"
+                case i.UseKey(_, name):
+                    changed, done = ring.use(name), "in use from now on"
+                case i.RetireKey(_, name):
+                    changed, done = ring.retire(name), "retired"
+                case _:
+                    assert_never(happened)
+        except KeyringError as error:
+            return [Reply(happened.request, Refused(str(error)))]
+        outputs = self.mesh.change_keyring(changed, now)
+        note = Note(Level.INFO, f"key {name}: {done}")
+        return [self._persist_keyring(), note, *outputs, Reply(happened.request, Done())]
+
+    def _persist_keyring(self) -> Persist:
+        ring = self.mesh.keyring
+        return Persist((PutSecret(KEY_KEYRING, b"" if ring is None else encode_keyring(ring)),))
 
     def _flood_missed(self, origin: ShortID) -> list[Output]:
         name = self._directory.principal(origin)
@@ -252,7 +287,7 @@ class Node:
         match signal:
             case GossipArrived():
                 return self._gossip_arrived(signal, now)
-            case ConnectionAdded() | ConnectionGone() | OverlayControlArrived():
+            case ConnectionAdded() | ConnectionGone() | OverlayControlArrived() | OverlayKeysChanged():
                 return self._tell_overlays(signal, now)
             case PeersRemoved(names):
                 return self.ipam.peers_removed(names, now) if self.ipam is not None else []
@@ -285,7 +320,7 @@ class Node:
 
     def _tell_overlays(
         self,
-        signal: ConnectionAdded | ConnectionGone | OverlayControlArrived,
+        signal: ConnectionAdded | ConnectionGone | OverlayControlArrived | OverlayKeysChanged,
         now: Now,
     ) -> list[Output]:
         match signal:
@@ -295,6 +330,8 @@ class Node:
                 return self.overlays.connection_gone(signal, now)
             case OverlayControlArrived():
                 return self.overlays.control_arrived(signal, now)
+            case OverlayKeysChanged():
+                return self.overlays.keys_changed(signal)
 
 
 def _ask_ipam(ipam: Allocator, happened: i.IpamInput, now: Now) -> list[Output]:

@@ -23,14 +23,14 @@ def router_report(node: Node, macs: tuple[r.Mac, ...]) -> r.Router:
     config, mesh = node.config.mesh, node.mesh
     links = node.overlays.links()
     connections = [
-        _connection(status, links.get(status.name), config.password is not None) for status in mesh.connections()
+        _connection(status, links.get(status.name), mesh.keyring is not None) for status in mesh.connections()
     ]
     targets = [_target(status) for status in mesh.targets() if _is_shown(status)]
     return r.Router(
         protocol=_PROTOCOL,
         protocol_min_version=config.min_version,
         protocol_max_version=config.max_version,
-        encryption=config.password is not None,
+        encryption=mesh.keyring is not None,
         peer_discovery=config.discovery,
         name=format_peer_name(config.name),
         nick_name=config.nickname,

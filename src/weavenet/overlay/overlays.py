@@ -16,6 +16,7 @@ here.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import msgspec
@@ -34,6 +35,7 @@ from weavenet.effects import (
     OverlayControlArrived,
     OverlayEstablished,
     OverlayFailed,
+    OverlayKeysChanged,
     SendOverlayControl,
 )
 from weavenet.identity import PeerName, format_peer_name
@@ -67,6 +69,7 @@ class _Connection(msgspec.Struct):
     switch: Switch
     fastdp: FastdpLink | None = None
     sleeve: SleeveLink | None = None
+    opening: tuple[bytes, ...] = ()  # keys that sleeve's datagrams may be sealed with
     chosen: int | None = None  # None until the first event, as nothing is known before
     trouble: str = ""  # of the overlay that failed last
 
@@ -111,7 +114,8 @@ class Overlays:
         names = (SLEEVE,) if bare else negotiate(self._names, added.overlays)
         if not names:
             return [OverlayFailed(added.connection, NO_COMMON_OVERLAY)]
-        connection = _Connection(added, peer, Switch(names))
+        opening = () if added.overlay_key is None else (added.overlay_key,)
+        connection = _Connection(added, peer, Switch(names), opening=opening)
         outputs: list[Output] = []
         for index, name in enumerate(names):
             obstacle = self._prepare(connection, index, name)
@@ -152,6 +156,15 @@ class Overlays:
             said = connection.sleeve.control_received(tag, payload[2:], now.monotonic_s)
             return self._settle(connection, SLEEVE, said)
         return [self._ignored(connection, payload)]
+
+    def keys_changed(self, changed: OverlayKeysChanged) -> list[Output]:
+        """Seal and open with other keys. Only sleeve does."""
+        connection = self._connections.get(changed.connection)
+        if connection is None:
+            return []
+        connection.added = replace(connection.added, overlay_key=changed.sealing)
+        connection.opening = changed.opening
+        return [LinksChanged()]
 
     # --- frames tell --------------------------------------------------------------------------------------------------
 
@@ -225,13 +238,13 @@ class Overlays:
         """Return how each peer with a connection is reached, in the order of names."""
         return {name: self._link(self._connections[self._by_peer[name]]) for name in sorted(self._by_peer)}
 
-    def sleeves(self) -> Mapping[PeerName, tuple[ConnectionAdded, SleeveLink]]:
-        """Return the sleeve of each peer that has one, in the order of names."""
-        found: dict[PeerName, tuple[ConnectionAdded, SleeveLink]] = {}
+    def sleeves(self) -> Mapping[PeerName, tuple[ConnectionAdded, SleeveLink, tuple[bytes, ...]]]:
+        """Return the sleeve of each peer that has one, and what opens its datagrams, in the order of names."""
+        found: dict[PeerName, tuple[ConnectionAdded, SleeveLink, tuple[bytes, ...]]] = {}
         for name in sorted(self._by_peer):
             connection = self._connections[self._by_peer[name]]
             if connection.sleeve is not None:
-                found[name] = (connection.added, connection.sleeve)
+                found[name] = (connection.added, connection.sleeve, connection.opening)
         return found
 
     def _link(self, connection: _Connection) -> Link:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import assert_never
 
 from weavenet.address import Address, Cidr
-from weavenet.effects import ClearStore, DropAllocation, PutAllocation, PutValue, StoreChange
+from weavenet.effects import ClearStore, DropAllocation, PutAllocation, PutSecret, PutValue, StoreChange
 from weavenet.ipam.allocator import StoredState
 
 
@@ -24,7 +24,7 @@ class Disk:
         """Make changes durable."""
         for change in changes:
             match change:
-                case PutValue(key, value):
+                case PutValue(key, value) | PutSecret(key, value):
                     self._values[key] = value
                 case PutAllocation(ident, cidr, _):
                     self._allocations[ident, cidr.address] = change

@@ -21,6 +21,7 @@ from weavenet.effects import (
     Reconcile,
     Reply,
     RequestNumber,
+    SendSleeveFrame,
     SendSpecialFrame,
     SendTcp,
 )
@@ -105,12 +106,15 @@ class Performer:
         send: Callable[[Host, SendTcp], None],
         close: Callable[[Host, CloseTcp], None],
         special: Callable[[Host, SendSpecialFrame], None],
+        sleeve: Callable[[Host, SendSleeveFrame], None],
+        reconcile: Callable[[Host], None],
         reply: Callable[[Host, Reply], None],
         crash: Callable[[Host], None],
         trace: Callable[[Host, Effect], None],
     ) -> None:
         """Name what each effect does in this world; `trace` sees every one that was performed."""
         self._dial, self._send, self._close = dial, send, close
+        self._sleeve, self._reconcile = sleeve, reconcile
         self._special, self._reply, self._crash, self._trace = special, reply, crash, trace
 
     def perform(self, host: Host, effects: list[Effect]) -> None:
@@ -134,9 +138,13 @@ class Performer:
                 self._close(host, effect)
             case SendSpecialFrame():
                 self._special(host, effect)
+            case SendSleeveFrame():
+                self._sleeve(host, effect)
             case Persist(changes):
                 host.disk.apply(changes)
             case Reply():
                 self._reply(host, effect)
-            case Note() | Reconcile():
+            case Reconcile():
+                self._reconcile(host)
+            case Note():
                 pass

@@ -35,12 +35,15 @@ from weavenet.identity import PeerName, PeerUID, format_peer_name
 from weavenet.ipam.allocator import IpamConfig
 from weavenet.ipam.modes import InitMode
 from weavenet.mesh.connector import Target
+from weavenet.mesh.keyring import KEY_KEYRING, Keyring, Password, decode_keyring
 from weavenet.mesh.router import MeshConfig
 from weavenet.node import inputs as i
 from weavenet.node.node import NodeConfig
+from weavenet.overlay.forwarding import FASTDP, SLEEVE
 from weavenet.sim.checkers import Ledger
 from weavenet.sim.host import Host, Performer, Waiting
 from weavenet.sim.network import DIAL_TIMEOUT_S, MESH_PORT, Network, Pipe
+from weavenet.sim.sleeve import Sleeves
 
 WALL_START_S = 1_700_000_000.0
 SPECIAL_HEAD_BYTES = 32
@@ -52,8 +55,23 @@ RING_CONFLICT_SIGNS = ("which I think I own", "Inconsistent entries for", "Recei
 class World:
     """Everything there is."""
 
-    def __init__(self, seed: int, universe: Cidr, mode: InitMode) -> None:
-        """Create an empty world; `seed` determines all that follows."""
+    def __init__(
+        self,
+        seed: int,
+        universe: Cidr,
+        mode: InitMode,
+        *,
+        keyring: Keyring | None = None,
+        trusted_subnets: tuple[Cidr, ...] = (),
+        overlays: str = FASTDP,
+    ) -> None:
+        """Create an empty world; `seed` determines all that follows.
+
+        `keyring` is what each host has at its first start; later ones find on disk what became of it.
+        """
+        self._keyring = keyring
+        self._trusted_subnets = trusted_subnets
+        self._overlays = overlays
         self.seed = seed
         self.rng = random.Random(seed)  # noqa: S311 - replayable is the point
         self.universe = universe
@@ -62,6 +80,7 @@ class World:
         self.hosts: dict[Address, Host] = {}
         self.ledger = Ledger()
         self.network = Network(self.rng, self, self._arrived)
+        self.sleeves = Sleeves(self.rng, self.network, self.hosts, self.after, self.feed)
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._trace = hashlib.blake2b(digest_size=16)
@@ -75,6 +94,8 @@ class World:
             send=self._send,
             close=self._close,
             special=self._send_special,
+            sleeve=self.sleeves.send_special,
+            reconcile=self.sleeves.reconcile if SLEEVE in overlays.split() else lambda _: None,
             reply=self._reply,
             crash=self.crash,
             trace=self._trace_effect,
@@ -116,7 +137,15 @@ class World:
         uid = PeerUID(self.rng.getrandbits(64) | 1)
         nickname = f"host{host.address & 0xFF}"
         config = NodeConfig(
-            mesh=MeshConfig(name=host.name, uid=uid, nickname=nickname, port=MESH_PORT),
+            mesh=MeshConfig(
+                name=host.name,
+                uid=uid,
+                nickname=nickname,
+                port=MESH_PORT,
+                keyring=decode_keyring(host.disk.load().values.get(KEY_KEYRING, b"")) or self._keyring,
+                trusted_subnets=self._trusted_subnets,
+                overlays=self._overlays,
+            ),
             ipam=IpamConfig(
                 name=host.name,
                 uid=uid,
@@ -184,6 +213,20 @@ class World:
     def take_over(self, host: Host, dead: PeerName) -> None:
         """An administrator says that a peer will not come back."""
         self._ask(host, f"rmpeer {format_peer_name(dead)}", lambda number: i.TakeOver(number, format_peer_name(dead)))
+
+    # --- passwords ----------------------------------------------------------------------------------------------------
+
+    def add_key(self, host: Host, name: str, password: bytes) -> None:
+        """An administrator says `weave key add`."""
+        self._ask(host, "", lambda number: i.AddKey(number, name, Password(password)))
+
+    def use_key(self, host: Host, name: str) -> None:
+        """An administrator says `weave key use`."""
+        self._ask(host, "", lambda number: i.UseKey(number, name))
+
+    def retire_key(self, host: Host, name: str) -> None:
+        """An administrator says `weave key retire`."""
+        self._ask(host, "", lambda number: i.RetireKey(number, name))
 
     def _ask(self, host: Host, ident: str, make: Callable[[RequestNumber], i.Input]) -> None:
         number = RequestNumber(host.next_request)

@@ -28,10 +28,13 @@ def table(
     fragments_pass: bool = False,
     known: bool = True,
     number: ConnectionNumber = LINK,
+    opening: tuple[bytes, ...] = (),
 ) -> SleeveTable:
     peer = B if us == A else A
     remote = AT[peer] if known else None
-    connection = SleeveConnection(number, peer, remote, key, us == A, mtu, 1472, fragments_pass)
+    connection = SleeveConnection(
+        number, peer, remote, key, opening or (key,) * (key is not None), us == A, mtu, 1472, fragments_pass
+    )
     return SleeveTable(us, IDS, (connection,), {ShortID(0x222 if us == A else 0x111): number, ShortID(0x333): number})
 
 
@@ -68,6 +71,39 @@ def test_what_one_end_takes_from_its_kernel_the_other_gives_to_its_own(key: byte
     assert specials == []
     again, _ = b.incoming([(one.payload, AT[A]) for one in datagrams])
     assert again == ([] if key else frames), "a sealed datagram is taken once"
+
+
+NEW_KEY = bytes(range(1, 33))
+
+
+def test_datagrams_under_the_old_and_the_new_key_open_while_passwords_change() -> None:
+    a, b = pipe(A, key=KEY), pipe(B, key=KEY)
+    frames = [tagged(ipv4(100 + n)) for n in range(4)]
+    before, _ = a.outgoing(frames[:1])
+    b.apply(table(B, key=KEY, opening=(KEY, NEW_KEY)))
+    a.apply(table(A, key=NEW_KEY, opening=(KEY, NEW_KEY)))
+    after, _ = a.outgoing(frames[1:2])
+    # They overtake each other on the way, and both are taken once.
+    both = [(one.payload, AT[A]) for one in (*after, *before, *after)]
+    assert b.incoming(both)[0] == [frames[1], frames[0]]
+    assert b.counters.drop_sealed == 0
+    b.apply(table(B, key=NEW_KEY))
+    last, _ = a.outgoing(frames[2:3])
+    assert b.incoming([(one.payload, AT[A]) for one in (*before, *last)])[0] == [frames[2]]
+    assert b.counters.drop_sealed == 1
+
+
+def test_a_key_that_comes_back_counts_on_and_remembers_what_it_saw() -> None:
+    a, b = pipe(A, key=KEY), pipe(B, key=KEY)
+    first, _ = a.outgoing([tagged(ipv4(100))])
+    assert b.incoming([(one.payload, AT[A]) for one in first])[0]
+    for key in (NEW_KEY, KEY):
+        a.apply(table(A, key=key))
+        b.apply(table(B, key=key))
+    second, _ = a.outgoing([tagged(ipv4(101))])
+    assert second[0].payload[6:14] != first[0].payload[6:14], "a nonce never seals twice"
+    assert b.incoming([(first[0].payload, AT[A])])[0] == [], "replayed"
+    assert b.incoming([(second[0].payload, AT[A])])[0] == [tagged(ipv4(101))]
 
 
 def test_frames_share_a_datagram_as_far_as_the_path_takes_it() -> None:

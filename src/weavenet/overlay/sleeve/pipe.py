@@ -87,14 +87,40 @@ class _Queue(msgspec.Struct):
 class _Live:
     """A connection and what belongs to its life."""
 
-    __slots__ = ("known", "opener", "overhead", "queues", "sealer")
+    __slots__ = ("_all_openers", "_all_sealers", "known", "openers", "overhead", "queues", "sealer")
 
     def __init__(self, known: SleeveConnection) -> None:
         self.known = known
-        self.sealer = DatagramSealer(known.key, dialled=known.dialled) if known.key is not None else None
-        self.opener = DatagramOpener(known.key, dialled=known.dialled) if known.key is not None else None
         self.overhead = PLAIN_OVERHEAD_BYTES if known.key is None else SEALED_OVERHEAD_BYTES
         self.queues = (_Queue(), _Queue())
+        # All that there were, as a key that comes back must count on (the mesh limits how many a connection can have).
+        self._all_sealers: dict[bytes, DatagramSealer] = {}
+        self._all_openers: dict[bytes, DatagramOpener] = {}
+        self.openers: list[DatagramOpener] = []  # the one that opened the last datagram is the first
+        self.apply(known)
+
+    def apply(self, known: SleeveConnection) -> None:
+        keys_changed = known.opening != self.known.opening or not self.openers
+        self.known = known
+        self.sealer = self._all_sealers.get(known.key) if known.key is not None else None
+        if known.key is not None and self.sealer is None:
+            self.sealer = self._all_sealers[known.key] = DatagramSealer(known.key, dialled=known.dialled)
+        if keys_changed:
+            for key in known.opening:
+                if key not in self._all_openers:
+                    self._all_openers[key] = DatagramOpener(key, dialled=known.dialled)
+            self.openers = [self._all_openers[key] for key in known.opening]
+
+    def open(self, sealed: bytes) -> tuple[bytes | None, str]:
+        """Return the frames, or None, and what is wrong, with whichever key it is."""
+        problem = ""
+        for index, opener in enumerate(self.openers):
+            frames, problem = opener.open(sealed)
+            if not problem:
+                if index:
+                    self.openers.insert(0, self.openers.pop(index))
+                return frames, ""
+        return None, problem
 
 
 class SleevePipe:
@@ -118,7 +144,7 @@ class SleevePipe:
             live = former.get(known.number)
             if live is None:
                 live = _Live(known)
-            live.known = known
+            live.apply(known)
             self._live[known.number] = live
         self._by_peer = {live.known.peer.to_bytes(NAME_BYTES, "big"): live for live in self._live.values()}
         self._short_ids = {name: short_id for short_id, name in table.names.items()}
@@ -223,8 +249,8 @@ class SleevePipe:
                 self.counters.drop_unknown_sender += 1
                 continue
             body = datagram[NAME_BYTES:]
-            if live.opener is not None:
-                opened, problem = live.opener.open(body)
+            if live.sealer is not None:
+                opened, problem = live.open(body)
                 if opened is None:
                     self.counters.drop_sealed += 1 if problem else 0
                     continue

@@ -2,7 +2,8 @@
 
 The agent makes it whole whenever something changes, so that the two processes cannot drift apart. What belongs to a
 connection's life (its sequence numbers, what it has seen) is not in here: the forwarder keeps it under the connection's
-number, for as long as the connection is in the table.
+number, for as long as the connection is in the table. That is also true of keys that are in the table no more: if one
+comes back, its numbers go on.
 """
 
 from collections.abc import Mapping
@@ -20,7 +21,8 @@ class SleeveConnection(msgspec.Struct, frozen=True):
     number: ConnectionNumber
     peer: PeerName
     remote: Endpoint | None
-    key: bytes | None  # the session key, where datagrams are sealed
+    key: bytes | None  # the key that datagrams are sealed with, if they are
+    opening: tuple[bytes, ...]  # those that the peer's may be sealed with: more than one while passwords change
     dialled: bool
     mtu_bytes: int
     payload_bytes_max: int
