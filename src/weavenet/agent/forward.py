@@ -1,12 +1,12 @@
-"""The forwarder: a process that moves frames between a TAP device and sleeve's UDP port, and does nothing else.
+"""The forwarder: a process that moves frames between the data plane and sleeve's UDP port, and does nothing else.
 
     agent ──table, special frames to send──▶ ┐
-                                             ├ forwarder: TAP ◀──▶ SleevePipe ◀──▶ UDP 6783
+                                             ├ forwarder: packet socket ◀──▶ SleevePipe ◀──▶ UDP 6783
           ◀─special frames, refusals, counts─┘
 
 It is a process of its own so that packets and the control plane never wait for each other. It gets three descriptors
 from the agent, gives up every right it has, and from then on has nothing but them: what peers send is parsed by a
-process that can do nothing else. It ends when the agent does, and the TAP with it; sequence numbers are lost with the
+process that can do nothing else. It ends when the agent does; sequence numbers are lost with the
 process, so the agent then ends every connection that had a sleeve, and with it the key that must not see them again.
 """
 
@@ -22,6 +22,7 @@ from msgspec.structs import asdict
 
 from weavenet.address import Address, Endpoint, address_from_bytes, format_address
 from weavenet.effects import ConnectionNumber
+from weavenet.linux.sleeve_port import receive_frames
 from weavenet.overlay.sleeve import messages as m
 from weavenet.overlay.sleeve.pipe import Datagram, SleevePipe
 
@@ -61,7 +62,7 @@ def forward(control: socket.socket) -> None:
     udp = socket.socket(fileno=descriptors[1])
     give_up_rights()
     with suppress(KeyboardInterrupt, BrokenPipeError, ConnectionResetError):
-        Forwarder(control, descriptors[0], udp).run()
+        Forwarder(control, socket.socket(fileno=descriptors[0]), udp).run()
 
 
 def give_up_rights() -> None:
@@ -80,10 +81,10 @@ def give_up_rights() -> None:
 class Forwarder:
     """The loop around a SleevePipe."""
 
-    def __init__(self, control: socket.socket, tap: int, udp: socket.socket) -> None:
+    def __init__(self, control: socket.socket, port: socket.socket, udp: socket.socket) -> None:
         """Serve these three."""
         self._control = control
-        self._tap = tap
+        self._port = port
         self._udp = udp
         self._pipe = SleevePipe()
         self._heard = bytearray()
@@ -94,14 +95,14 @@ class Forwarder:
     def run(self) -> None:
         """Serve until the other end of the control socket is closed."""
         poll = select.epoll()
-        for descriptor in (self._control.fileno(), self._tap, self._udp.fileno()):
+        for descriptor in (self._control.fileno(), self._port.fileno(), self._udp.fileno()):
             poll.register(descriptor, select.EPOLLIN)
         counters_due_s = 0.0
         while True:
             ready = {descriptor for descriptor, _ in poll.poll(_COUNTERS_INTERVAL_S)}
             if self._control.fileno() in ready and not self._listen():
                 return
-            if self._tap in ready:
+            if self._port.fileno() in ready:
                 self._send_batch()
             if self._udp.fileno() in ready:
                 self._receive_batch()
@@ -141,13 +142,7 @@ class Forwarder:
     # --- frames -------------------------------------------------------------------------------------------------------
 
     def _send_batch(self) -> None:
-        frames: list[bytes] = []
-        with suppress(BlockingIOError):
-            frames.extend(os.read(self._tap, _FRAME_BYTES_MAX) for _ in range(BATCH))
-        self._take_out(frames)
-
-    def _take_out(self, frames: list[bytes]) -> None:
-        datagrams, back = self._pipe.outgoing(frames)
+        datagrams, back = self._pipe.outgoing(receive_frames(self._port, BATCH))
         for datagram in datagrams:
             self._send(datagram)
         self._write(back)
@@ -166,7 +161,7 @@ class Forwarder:
     def _write(self, frames: list[bytes]) -> None:
         for frame in frames:
             with suppress(OSError):  # a full queue drops, as any queue does
-                os.write(self._tap, frame)
+                self._port.send(frame)
 
     def _send(self, datagram: Datagram) -> None:
         may_fragment = not datagram.dont_fragment

@@ -17,6 +17,7 @@ from weavenet.dataplane.kernel import teardown
 from weavenet.errors import WeavenetError
 from weavenet.linux.datapath import FastDatapath
 from weavenet.linux.kernel import LinuxKernel
+from weavenet.linux.sleeve_port import NEAR, remove_port
 
 
 def reset_host(config: AgentConfig, log: logging.Logger) -> None:
@@ -55,6 +56,8 @@ def _remove_from_kernel(config: AgentConfig, log: logging.Logger) -> None:
     device = vxlan_name(config.vxlan_port)
     kernel = LinuxKernel(config.bridge, device, FastDatapath(device, config.bpf_object))
     try:
+        if remove_port():
+            log.info("kernel: ip link delete %s", NEAR)
         for change in teardown(kernel):
             log.info("kernel: %s", change)
     finally:

@@ -343,8 +343,8 @@ class _Agent:
             return
         device = vxlan_name(self._config.vxlan_port)
 
-        def attach(tap: int) -> None:
-            self._datapath.maps.attach_sleeve(tap, socket.if_nametoindex(device))
+        def attach(port: int) -> None:
+            self._datapath.maps.attach_sleeve(port, socket.if_nametoindex(device))
 
         self._sleeve = Sleeve(self._loop, self._forwarder, attach, self._kernel_thread, self._log)
         self._stack.callback(self._sleeve.close)

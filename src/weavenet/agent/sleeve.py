@@ -22,7 +22,7 @@ from weavenet.agent.forward import forward, open_udp
 from weavenet.agent.loop import NodeLoop
 from weavenet.effects import SendSleeveFrame
 from weavenet.errors import ConfigError, KernelError
-from weavenet.linux.tap import open_tap
+from weavenet.linux.sleeve_port import open_port
 from weavenet.node import inputs as i
 from weavenet.overlay.sleeve import messages as m
 from weavenet.overlay.sleeve.table import SleeveTable
@@ -77,7 +77,7 @@ class Sleeve:
         kernel_thread: ThreadPoolExecutor,
         log: logging.Logger,
     ) -> None:
-        """`attach` puts the programs on the TAP with that interface index; it runs in the kernel's thread."""
+        """`attach` puts the programs on the device with that interface index; it runs in the kernel's thread."""
         self.counters: Mapping[str, int] = {}
         self._loop = loop
         self._process = first
@@ -90,7 +90,7 @@ class Sleeve:
         loop.send_sleeve_frame = self._send
 
     async def prepare(self, host: str, port: int) -> None:
-        """Take the UDP port and hand it to the forwarder with a TAP. Raises ConfigError or KernelError."""
+        """Take the UDP port and give the forwarder what it needs. Raises ConfigError or KernelError."""
         try:
             self._udp = open_udp(host, port)
         except OSError as error:
@@ -119,15 +119,13 @@ class Sleeve:
             await self._replace()
 
     async def _equip(self) -> None:
-        """Give the forwarder its descriptors. The TAP is then its alone, and goes with it."""
+        """Give the forwarder its descriptors."""
         assert self._udp is not None
         running = asyncio.get_running_loop()
-        descriptor, index = await running.run_in_executor(self._kernel_thread, open_tap)
-        try:
+        port, index = await running.run_in_executor(self._kernel_thread, open_port)
+        with port:
             await running.run_in_executor(self._kernel_thread, self._attach, index)
-            socket.send_fds(self._process.control, [b"x"], [descriptor, self._udp.fileno()])
-        finally:
-            os.close(descriptor)
+            socket.send_fds(self._process.control, [b"x"], [port.fileno(), self._udp.fileno()])
 
     async def _replace(self) -> None:
         self._process.control.close()

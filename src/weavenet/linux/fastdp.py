@@ -43,7 +43,7 @@ _FLOOD_MISS = 1
 # The structs of fastdp.c, in the byte order of this machine.
 _U32 = struct.Struct("=I")
 _U64 = struct.Struct("=Q")
-_CONFIG = struct.Struct("=IIII")  # our short ID, indexes of the TAP and the VXLAN device, reserved
+_CONFIG = struct.Struct("=IIII")  # our short ID, indexes of the sleeve port and the VXLAN device, reserved
 _HOP = struct.Struct("=II")  # short ID, remote
 _PLACE = struct.Struct("=QII")  # seen (ns), where, reserved
 _SPECIAL = struct.Struct("=II")  # remote, VNI
@@ -92,7 +92,7 @@ def default_object() -> Path:
 
 class _Config(NamedTuple):
     ours: int
-    tap: int
+    port: int
     vxlan: int
     reserved: int
 
@@ -149,14 +149,14 @@ class FastdpMaps:
         names = {tc.Direction.INGRESS: _INGRESS, tc.Direction.EGRESS: _EGRESS}
         tc.attach(ifindex, {way: (name, self._object.programs[name]) for way, name in names.items()})
 
-    def attach_sleeve(self, tap: int, vxlan: int) -> None:
-        """Have peers that are reached by sleeve reached through a TAP device, and what it receives by the other.
+    def attach_sleeve(self, port: int, vxlan: int) -> None:
+        """Have peers that are reached by sleeve reached by one device, and what comes by it received as by the other.
 
         Both are interface indexes in the network namespace of the calling thread. Twice is once.
         """
         names = {tc.Direction.INGRESS: _SLEEVE_INGRESS, tc.Direction.EGRESS: _SLEEVE_EGRESS}
-        tc.attach(tap, {way: (name, self._object.programs[name]) for way, name in names.items()})
-        self._write_config(self._config()._replace(tap=tap, vxlan=vxlan))
+        tc.attach(port, {way: (name, self._object.programs[name]) for way, name in names.items()})
+        self._write_config(self._config()._replace(port=port, vxlan=vxlan))
 
     # --- what the mesh decides ----------------------------------------------------------------------------------------
 

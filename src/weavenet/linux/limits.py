@@ -132,7 +132,7 @@ def _read_tbf(netlink: Netlink, index: int) -> RateLimit | None:
         _, device, _, parent, _ = _TCMSG.unpack_from(answer)
         attributes = parse_attributes(answer[_TCMSG.size :])
         if (device, parent, read_text(attributes, _TCA_KIND)) == (index, _ROOT, "tbf"):
-            # Only now: other queues' options are bare structs, such as pfifo_fast's of a TAP device.
+            # Only now: other queues' options are bare structs, such as pfifo_fast's.
             return _decode_tbf(parse_attributes(attributes.get(_TCA_OPTIONS, b"")))
     return None
 

@@ -10,14 +10,14 @@
  *     pods - bridge - egress: which peer has this MAC? set the tunnel key -> vxlan -> UDP 6784 -> peer
  *                     ingress: for us? learn, to the bridge, flood on. For another peer? relay.  <-  vxlan  <-  UDP
  *
- * Peers that fastdp does not reach are reached by sleeve, through a process that has a TAP device. Where they are next,
- * the remote address is SLEEVE, and the frame goes to the TAP, with the two short IDs of its VNI in two VLAN tags. What
- * that process receives comes in by the TAP in the same form and is treated as if it had come by VXLAN. It enters the
+ * Peers that fastdp does not reach are reached by sleeve, through a process that has a socket behind a device, the
+ * sleeve port. Where they are next, the remote address is SLEEVE, and the frame goes to the port, with the two short IDs of
+ * its VNI in two VLAN tags. What that process receives comes in by the port in the same form and is treated as if it had come by VXLAN. It enters the
  * bridge by the VXLAN device, too: one port for the whole overlay, so that nothing changes in the bridge when traffic
  * moves from one way to the other.
  *
- *     egress, relay, flood -> TAP: two tags -> process -> UDP 6783 -> peer
- *     ingress of the VXLAN device <- TAP: tags off; for us? learn, flood on. For another peer? relay. <- process <- UDP
+ *     egress, relay, flood -> port: two tags -> process -> UDP 6783 -> peer
+ *     ingress of the VXLAN device <- port: tags off; for us? learn, flood on. For another peer? relay. <- process <- UDP
  *
  * The device is in collect-metadata mode (`external`): it takes VNI and remote address of each packet from a tunnel key
  * and hands over what it received in one. The VNI holds two peers, origin | destination << 12 (docs/protocol.md, "Fast
@@ -57,9 +57,9 @@
 #define MAC_REFRESH_NS (60 * SECOND_NS) /* Weave: a tenth of it, which also keeps the cache line clean */
 #define MISS_INTERVAL_NS SECOND_NS
 #define SLEEVE 0xffffffffU   /* in place of an outer address, which this can never be: reached by sleeve */
-#define FLOODED_TOS 1	     /* in a tunnel key on its way to the TAP: one copy of many */
+#define FLOODED_TOS 1	     /* in a tunnel key on its way to the sleeve port: one copy of many */
 #define FLOODED_TCI 0x2000   /* the same in a VLAN tag: priority 1 */
-#define INJECTED 0x574e01  /* mark between the TAP and the VXLAN device */
+#define INJECTED 0x574e01  /* mark between the sleeve port and the VXLAN device */
 
 /* What happened, per CPU. Names of drops start with DROP. Mirrored by Counter in linux/fastdp.py, in this order. */
 enum counter {
@@ -89,7 +89,7 @@ enum event_kind { FLOOD_MISS = 1 };
 /* Addresses are in host byte order throughout, as bpf_tunnel_key has them. */
 struct config {
 	__u32 ours;  /* our short ID */
-	__u32 tap;   /* interface index of the TAP; 0: there is none, and so no sleeve */
+	__u32 port;   /* interface index of the sleeve port; 0: there is none, and so no sleeve */
 	__u32 vxlan; /* interface index of the VXLAN device */
 	__u32 reserved;
 };
@@ -274,20 +274,20 @@ static __always_inline long tunnel(struct __sk_buff *skb, __u32 vni, __u32 remot
 	return tunnel_with_tos(skb, vni, remote, ttl, 0);
 }
 
-static __always_inline __u32 tap_index(void)
+static __always_inline __u32 port_index(void)
 {
 	__u32 zero = 0;
 	struct config *config_value = bpf_map_lookup_elem(&config, &zero);
 
-	return config_value ? config_value->tap : 0;
+	return config_value ? config_value->port : 0;
 }
 
 /* Send a frame, which has its tunnel key, by sleeve. */
 static __always_inline int to_sleeve(void)
 {
-	__u32 tap = tap_index();
+	__u32 port = port_index();
 
-	return tap ? bpf_redirect(tap, 0) : drop(DROP_NO_SLEEVE);
+	return port ? bpf_redirect(port, 0) : drop(DROP_NO_SLEEVE);
 }
 
 /*
@@ -302,14 +302,14 @@ __noinline int send_copy(struct __sk_buff *skb, __u32 vni, __u32 remote, __u32 f
 	if (remote == from)
 		return 0;
 	if (remote == SLEEVE) {
-		out = tap_index();
+		out = port_index();
 		tos = FLOODED_TOS;
 	} else {
 		__u32 zero = 0;
 		struct config *config_value = bpf_map_lookup_elem(&config, &zero);
 
 		if (config_value && config_value->vxlan)
-			out = config_value->vxlan; /* the frame may have come by the TAP */
+			out = config_value->vxlan; /* the frame may have come by the sleeve port */
 	}
 	if (!out || tunnel_with_tos(skb, vni, remote, ttl, tos) || bpf_clone_redirect(skb, out, 0))
 		count(DROP_COPY);
