@@ -73,3 +73,11 @@ def test_an_impossible_limit_is_refused(limits: dict[str, int]) -> None:
     with pytest.raises(CniError) as refused:
         parse(bandwidth=limits)
     assert refused.value.code == Code.INVALID_CONFIG
+
+
+def test_keys_as_containerd_spells_them_are_the_same_keys() -> None:
+    """containerd 2.3 (github.com/containerd/go-cni, types.go): Go structs without tags."""
+    web = {"HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": ""}
+    config = parse(portMappings=[web], bandwidth={"IngressRate": 8000, "IngressBurst": 800})
+    assert config.ports == (HostPort("tcp", 8080, 80),)
+    assert config.bandwidth == Bandwidth(ingress=Rate(8000, 800))

@@ -3,9 +3,15 @@
     portMappings    [{hostPort, containerPort, protocol, hostIP}]
     bandwidth       {ingressRate, ingressBurst, egressRate, egressBurst}     bits per second, bits; 0 is no limit
 
+containerd writes `HostPort` and `IngressRate`, from Go structs without tags, and Go's decoder takes that for the same
+(encoding/json, "preferring exact matches but also accepting case-insensitive matches"). So the case of their letters
+does not count here either.
+
 With these there is no need for the plugins `portmap` and `bandwidth` behind ours. Source: CNI's CONVENTIONS.md,
 "Dynamic Plugin specific Fields"; what is refused follows those two plugins.
 """
+
+from typing import TypeVar
 
 import msgspec
 
@@ -45,6 +51,8 @@ class Bandwidth(msgspec.Struct, frozen=True):
 
 NO_LIMITS = Bandwidth()
 
+_T = TypeVar("_T", bound=msgspec.Struct)
+
 
 class WrittenPortMapping(msgspec.Struct):
     """As on stdin."""
@@ -64,11 +72,14 @@ class WrittenBandwidth(msgspec.Struct):
     egressBurst: int | None = None  # noqa: N815
 
 
-class WrittenRuntimeConfig(msgspec.Struct):
-    """As on stdin."""
+_Object = dict[str, int | str | None]
 
-    portMappings: list[WrittenPortMapping] | None = None  # noqa: N815
-    bandwidth: WrittenBandwidth | None = None
+
+class WrittenRuntimeConfig(msgspec.Struct):
+    """As on stdin, but for the spelling of the keys inside."""
+
+    portMappings: list[_Object] | None = None  # noqa: N815
+    bandwidth: _Object | None = None
 
 
 def parse_port_mappings(written: WrittenRuntimeConfig | None) -> tuple[HostPort, ...]:
@@ -76,18 +87,29 @@ def parse_port_mappings(written: WrittenRuntimeConfig | None) -> tuple[HostPort,
     mappings = (written.portMappings if written is not None else None) or []
     if len(mappings) > PORT_MAPPINGS_MAX:
         raise CniError(Code.INVALID_CONFIG, f"{len(mappings)} portMappings", f"At most {PORT_MAPPINGS_MAX} are served.")
-    return tuple(dict.fromkeys(_parse_port_mapping(mapping) for mapping in mappings))
+    written_mappings = [_read(mapping, WrittenPortMapping, "portMappings") for mapping in mappings]
+    return tuple(dict.fromkeys(_parse_port_mapping(mapping) for mapping in written_mappings))
 
 
 def parse_bandwidth(written: WrittenRuntimeConfig | None) -> Bandwidth:
     """Check the limits. Raises CniError."""
-    limits = written.bandwidth if written is not None else None
-    if limits is None:
+    given = written.bandwidth if written is not None else None
+    if given is None:
         return NO_LIMITS
+    limits = _read(given, WrittenBandwidth, "bandwidth")
     return Bandwidth(
         ingress=_parse_rate("ingress", limits.ingressRate or 0, limits.ingressBurst or 0),
         egress=_parse_rate("egress", limits.egressRate or 0, limits.egressBurst or 0),
     )
+
+
+def _read(given: _Object, kind: type[_T], what: str) -> _T:
+    spellings = {name.lower(): name for name in kind.__struct_fields__}
+    exact = {spellings.get(key.lower(), key): value for key, value in given.items() if value is not None}
+    try:
+        return msgspec.convert(exact, kind)
+    except msgspec.ValidationError as error:
+        raise _refused(f"invalid network config: {error}", f"That is in runtimeConfig.{what}.") from error
 
 
 def _parse_port_mapping(written: WrittenPortMapping) -> HostPort:
