@@ -147,7 +147,7 @@ class Node:
             )
             for name, (added, link) in sleeves.items()
         )
-        return SleeveTable(self.config.mesh.name, names, connections, routes)
+        return SleeveTable(self.config.mesh.name, names, connections, routes, self.config.mtu_bytes)
 
     @property
     def now(self) -> Now:

@@ -13,6 +13,8 @@ from weavenet.address import Endpoint
 from weavenet.effects import ConnectionNumber
 from weavenet.identity import PeerName, ShortID
 
+MTU_MAX = 65_535
+
 
 class SleeveConnection(msgspec.Struct, frozen=True):
     """A connection with a sleeve; `remote` is None until the peer was heard."""
@@ -37,6 +39,7 @@ class SleeveTable(msgspec.Struct, frozen=True):
     names: Mapping[ShortID, PeerName]  # those a short ID stands for, us among them
     connections: tuple[SleeveConnection, ...]
     routes: Mapping[ShortID, ConnectionNumber]  # destination -> the connection its frames leave by
+    mtu_bytes: int = MTU_MAX  # of our bridge: larger packets than that reach no pod of ours
 
 
 EMPTY_TABLE = SleeveTable(PeerName(0), {}, (), {})
