@@ -1,5 +1,6 @@
 """Frames of the kernel's into datagrams and back; two pipes joined by a path that keeps what it is given."""
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,7 +35,7 @@ def table(
     remote = AT[peer] if known else None
     connection = SleeveConnection(number, peer, remote, key, us == A, mtu, 1472, fragments_pass)
     routes = {ShortID(0x222 if us == A else 0x111): number, ShortID(0x333): number}
-    return SleeveTable(us, IDS, (connection,), routes, pods_mtu)
+    return SleeveTable(us, IDS, (connection,), routes, pods_mtu, frozenset((ShortID(0x111 if us == A else 0x222),)))
 
 
 def pipe(us: PeerName, **kwargs: object) -> SleevePipe:
@@ -141,11 +142,23 @@ def test_what_comes_too_big_for_our_pods_is_dropped_if_nobody_can_be_told(frame:
     assert b.counters.drop_too_big == 1
 
 
-def test_what_is_only_relayed_may_be_as_big_as_the_path_takes() -> None:
+def test_what_is_relayed_by_sleeve_may_be_as_big_as_the_path_takes() -> None:
     a, b = pipe(A), pipe(B, pods_mtu=1376)
     frame = tagged(ipv4(1400), destination=0x333)
     datagrams, _ = a.outgoing([frame])
     assert b.incoming([(one.payload, AT[A]) for one in datagrams]).frames == [frame]
+
+
+def test_what_is_relayed_by_fastdp_is_held_to_its_mtu() -> None:
+    a, b = pipe(A), SleevePipe()
+    b.apply(msgspec.structs.replace(table(B, pods_mtu=1376), held=frozenset((ShortID(0x333),))))
+    frame = ipv4(1400, dont_fragment=False)
+    datagrams, _ = a.outgoing([tagged(frame, destination=0x333), tagged(ipv4(1400), destination=0x333)])
+    arrived = b.incoming([(one.payload, AT[A]) for one in datagrams])
+    assert arrived.frames == [tagged(piece, destination=0x333) for piece in ip.fragment(frame, 1376)]
+    (answer,) = arrived.answers
+    told = ip.fragmentation_needed(ipv4(1400), 1376)
+    assert a.incoming([(answer.payload, AT[B])]).frames == [tagged(told, origin=0x333, destination=0x111)]
 
 
 @pytest.mark.parametrize(

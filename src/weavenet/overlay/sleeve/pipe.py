@@ -13,9 +13,9 @@ is decided here is by which way a datagram leaves (docs/protocol/sleeve.md, B8) 
     not IPv4, or fragments pass        socket on which the kernel may fragment
     else                               cut here, if it must be, and sent on the don't-fragment socket
 
-What comes for pods of ours may be larger than they take: a host without a fast data path gives its own pods an MTU of
-65535, and ours would drop what exceeds the bridge's without a word. It is treated as a router would: cut if it may be,
-else its sender is told, by sleeve. What we only relay stays as it is.
+What comes may be larger than our bridge and our fast data path take, as a host without one gives its pods an MTU of
+65535; both would drop it without a word. It is treated as a router would: cut if it may be, else its sender is told, by
+sleeve. What we relay by sleeve stays as it is.
 
 Per pair of peers everything but the frame is the same, so it is made once, and found by the tags or the names as they
 stand in the packet; a new table forgets it all.
@@ -95,7 +95,7 @@ class Arrived(msgspec.Struct):
 
     frames: list[bytes]  # for the kernel
     specials: list[Special]
-    answers: list[Datagram]  # to send: to those whose packets are too large for our pods
+    answers: list[Datagram]  # to send: to those whose packets are too large for what comes next
 
 
 class _Queue(msgspec.Struct):
@@ -290,7 +290,7 @@ class SleevePipe:
                     self.counters.drop_unknown_peer += 1
                     continue
                 count += 1
-                if len(frame) > limit and arrival.is_ours:
+                if len(frame) > limit and arrival.is_held:
                     self._too_big_here(live, names, frame, arrived)
                 else:
                     tagged.append(frame[:12] + arrival.tags + frame[12:])
@@ -303,12 +303,12 @@ class SleevePipe:
         origin, destination = self._short_ids.get(source), self._short_ids.get(target)
         if origin is None or destination is None:
             return None
-        arrival = _Arrival(_tags(origin, destination), target == self._table.ours)
+        arrival = _Arrival(_tags(origin, destination), destination in self._table.held)
         _remember(self._arrivals, names, arrival)
         return arrival
 
     def _too_big_here(self, live: _Live, names: bytes, frame: bytes, arrived: Arrived) -> None:
-        """Deal with a frame that no pod of ours would get: cut it, or tell its sender."""
+        """Deal with a frame that nobody would get beyond here: cut it, or tell its sender."""
         mtu_bytes = self._table.mtu_bytes
         if not ip.ipv4_header_bytes(frame):
             self.counters.drop_too_big += 1
@@ -342,7 +342,7 @@ class _Arrival(msgspec.Struct):
     """What frames of a certain pair of peers get."""
 
     tags: bytes
-    is_ours: bool
+    is_held: bool  # to the table's MTU
 
 
 def _remember(known: dict[bytes, _T], key: bytes, what: _T) -> None:

@@ -39,7 +39,8 @@ class SleeveTable(msgspec.Struct, frozen=True):
     names: Mapping[ShortID, PeerName]  # those a short ID stands for, us among them
     connections: tuple[SleeveConnection, ...]
     routes: Mapping[ShortID, ConnectionNumber]  # destination -> the connection its frames leave by
-    mtu_bytes: int = MTU_MAX  # of our bridge: larger packets than that reach no pod of ours
+    mtu_bytes: int = MTU_MAX  # of our bridge and of fastdp: larger packets pass neither
+    held: frozenset[ShortID] = frozenset()  # destinations that this holds for: us, and who is reached by fastdp
 
 
 EMPTY_TABLE = SleeveTable(PeerName(0), {}, (), {})
