@@ -12,6 +12,7 @@ import pytest
 from weavenet.errors import LabError
 from weavenet.lab import agents, hosts, process, traffic
 from weavenet.lab.hosts import Lab
+from weavenet.lab.namespace import Namespace
 from weavenet.lab.record import HostRecord, Paths, PodRecord
 
 pytestmark = pytest.mark.kernel
@@ -41,9 +42,9 @@ def weave(lab: Lab, host: HostRecord, *words: str) -> str:
     return process.run([program, *words], namespace=lab.namespace(host.name), env=lab.environment(host))
 
 
-def established(lab: Lab, host: HostRecord) -> bool:
+def established(lab: Lab, host: HostRecord, text: str = "established") -> bool:
     try:
-        return "established" in weave(lab, host, "status", "connections")
+        return text in weave(lab, host, "status", "connections")
     except LabError:  # the agent is still starting
         return False
 
@@ -53,6 +54,10 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline_s, "it did not happen"
         time.sleep(0.05)
+
+
+def at(lab: Lab, pod: PodRecord) -> Namespace:
+    return lab.namespace(pod.name)
 
 
 def ping(lab: Lab, source: PodRecord, target: PodRecord) -> str:
@@ -160,6 +165,27 @@ def test_in_a_line_the_middle_relays_without_knowing_the_pods(lab: Lab) -> None:
     pods = bring_up(lab, ["--no-fastdp", "--no-discovery"], count=3)
     until(talks(lab, pods[0], pods[2]))
     until(talks(lab, pods[2], pods[1]))
+
+
+def test_packets_larger_than_our_pods_take_arrive_in_pieces_also_beyond_a_relay(lab: Lab) -> None:
+    hosts_made = [lab.add_host() for _ in range(3)]
+    before: list[str] = []
+    for host in hosts_made:
+        options = ["--no-discovery", *(["--no-fastdp", "--mtu=9000"] if host is hosts_made[2] else [])]
+        lab.start_agent(host, peers=before, consensus=3, options=options)
+        before = [host.address]
+    until(lambda: established(lab, hosts_made[0], "established fastdp"))
+    until(lambda: established(lab, hosts_made[2], "mtu=1438"))
+    far, middle, large = [lab.add_pod(host) for host in hosts_made]
+    for target in (far, middle):
+        until(talks(lab, large, target))
+        options = ["-c", "3", "-i", "0.2", "-W", "2"]
+        cut = process.run(["ping", *options, "-M", "dont", "-s", "3000", target.address], namespace=at(lab, large))
+        assert ", 0% packet loss" in cut
+        refused = process.execute(
+            ["ping", *options, "-M", "do", "-s", "1400", target.address], namespace=at(lab, large)
+        )
+        assert "mtu = 1376" in refused.output, "who may not be cut is told"
 
 
 def test_a_forwarder_that_dies_is_replaced_and_its_connections_come_back_with_new_keys(

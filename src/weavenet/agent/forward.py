@@ -11,16 +11,16 @@ process, so the agent then ends every connection that had a sleeve, and with it 
 """
 
 import ctypes
-import errno
 import os
 import select
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 
 from msgspec.structs import asdict
 
-from weavenet.address import Address, Endpoint, address_from_bytes, format_address
+from weavenet.drivers.udp import UdpPort
 from weavenet.effects import ConnectionNumber
 from weavenet.linux.sleeve_port import receive_frames
 from weavenet.overlay.sleeve import messages as m
@@ -32,26 +32,8 @@ _COUNTERS_INTERVAL_S = 1.0
 _COMPLAINT_INTERVAL_S = 0.25
 _NOBODY = 65_534
 
-_IP_MTU_DISCOVER, _PMTUDISC_DONT, _PMTUDISC_DO = 10, 0, 2  # <linux/in.h>
-_IP_MTU = 14
-_SO_NO_CHECK = 11  # <asm-generic/socket.h>; sleeve's datagrams have no UDP checksum, as Weave's
 _PR_SET_NO_NEW_PRIVS, _PR_SET_NAME = 38, 15
 _CAPABILITY_VERSION_3 = 0x20080522
-_TRANSIENT = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ECONNREFUSED, errno.EINTR})
-
-
-def open_udp(host: str, port: int) -> socket.socket:
-    """Make the socket that sleeve speaks by. Raises OSError."""
-    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    try:
-        udp.setsockopt(socket.SOL_SOCKET, _SO_NO_CHECK, 1)
-        for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-            udp.setsockopt(socket.SOL_SOCKET, option, 4 << 20)
-        udp.bind((host, port))
-    except OSError:
-        udp.close()
-        raise
-    return udp
 
 
 def forward(control: socket.socket) -> None:
@@ -85,10 +67,9 @@ class Forwarder:
         """Serve these three."""
         self._control = control
         self._port = port
-        self._udp = udp
+        self._udp = UdpPort(udp)
         self._pipe = SleevePipe()
         self._heard = bytearray()
-        self._may_fragment: bool | None = None
         self._complained: dict[tuple[ConnectionNumber, str], float] = {}
         self._counted: dict[str, int] = {}
 
@@ -126,7 +107,7 @@ class Forwarder:
                 case m.SendMessage(connection, frame, dont_fragment):
                     datagram = self._pipe.special(connection, frame, dont_fragment=dont_fragment)
                     if datagram is not None:
-                        self._send(datagram)
+                        self._send([datagram])
             del self._heard[:end]
         return bool(data)
 
@@ -143,19 +124,14 @@ class Forwarder:
 
     def _send_batch(self) -> None:
         datagrams, back = self._pipe.outgoing(receive_frames(self._port, BATCH))
-        for datagram in datagrams:
-            self._send(datagram)
+        self._send(datagrams)
         self._write(back)
 
     def _receive_batch(self) -> None:
-        received: list[tuple[bytes, Endpoint]] = []
-        with suppress(BlockingIOError):
-            for _ in range(BATCH):
-                data, (host, port) = self._udp.recvfrom(_FRAME_BYTES_MAX)
-                received.append((data, Endpoint(address_from_bytes(socket.inet_aton(host)), port)))
-        frames, specials = self._pipe.incoming(received)
-        self._write(frames)
-        for one in specials:
+        arrived = self._pipe.incoming(self._udp.receive(BATCH))
+        self._write(arrived.frames)
+        self._send(arrived.answers)
+        for one in arrived.specials:
             self._say(m.SpecialMessage(one.connection, one.remote, one.length, one.head, one.intact))
 
     def _write(self, frames: list[bytes]) -> None:
@@ -163,25 +139,15 @@ class Forwarder:
             with suppress(OSError):  # a full queue drops, as any queue does
                 self._port.send(frame)
 
-    def _send(self, datagram: Datagram) -> None:
-        may_fragment = not datagram.dont_fragment
-        if may_fragment != self._may_fragment:
-            how = _PMTUDISC_DONT if may_fragment else _PMTUDISC_DO
-            self._udp.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, how)
-            self._may_fragment = may_fragment
-        remote = (format_address(datagram.remote.address), datagram.remote.port)
-        try:
-            self._udp.sendto(datagram.payload, remote)
-        except OSError as error:
-            if error.errno == errno.EMSGSIZE:
-                self._too_big(datagram)
-            elif error.errno not in _TRANSIENT and self._may_complain(datagram.connection, "failed"):
-                self._say(m.FailedMessage(datagram.connection, f"cannot send to {datagram.remote}: {error.strerror}"))
-
-    def _too_big(self, datagram: Datagram) -> None:
-        pmtu = _path_mtu(datagram.remote.address, datagram.remote.port)
-        if pmtu and self._may_complain(datagram.connection, f"pmtu {pmtu}"):
-            self._say(m.TooBigMessage(datagram.connection, pmtu))
+    def _send(self, datagrams: Sequence[Datagram]) -> None:
+        for refusal in self._udp.send(datagrams):
+            connection, pmtu_bytes = refusal.datagram.connection, refusal.pmtu_bytes
+            if not self._may_complain(connection, f"pmtu {pmtu_bytes}"):
+                continue
+            if pmtu_bytes:
+                self._say(m.TooBigMessage(connection, pmtu_bytes))
+            elif refusal.reason:
+                self._say(m.FailedMessage(connection, refusal.reason))
 
     def _may_complain(self, connection: ConnectionNumber, what: str) -> bool:
         """Whether to tell the agent: the same once in a while, as thousands of packets may meet the same fate."""
@@ -193,14 +159,6 @@ class Forwarder:
             self._complained.clear()
         self._complained[key] = now_s
         return True
-
-
-def _path_mtu(address: Address, port: int) -> int:
-    """Ask the kernel how large packets to there may be; 0 if it does not say."""
-    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((format_address(address), port))
-        return probe.getsockopt(socket.IPPROTO_IP, _IP_MTU)
-    return 0
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
-from weavenet.agent.forward import forward, open_udp
+from weavenet.agent.forward import forward
 from weavenet.agent.loop import NodeLoop
+from weavenet.drivers.udp import open_udp
 from weavenet.effects import SendSleeveFrame
 from weavenet.errors import ConfigError, KernelError
 from weavenet.linux.sleeve_port import open_port

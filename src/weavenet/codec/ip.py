@@ -12,11 +12,13 @@ import struct
 from collections.abc import Iterator
 
 ETHERNET_HEADER_BYTES = 14
+FLAGS_AT = ETHERNET_HEADER_BYTES + 6  # in a frame with an IPv4 header
+DONT_FRAGMENT = 0x40  # there
 ETHERNET_FRAME_MIN_BYTES = 60  # without the checksum; shorter ones are filled up with zeros
 
 _IPV4 = b"\x08\x00"
 _HEADER_MIN = 20
-_DONT_FRAGMENT, _MORE_FRAGMENTS, _OFFSET_MASK = 0x4000, 0x2000, 0x1FFF
+_MORE_FRAGMENTS, _OFFSET_MASK = 0x2000, 0x1FFF
 _FRAGMENT_UNIT = 8
 _ICMP, _UNREACHABLE, _FRAGMENTATION_NEEDED = 1, 3, 4
 _ICMP_TTL = 64
@@ -31,11 +33,6 @@ def ipv4_header_bytes(frame: bytes | memoryview) -> int:
     length = (frame[at] & 0x0F) * 4
     total = frame[at + 2] << 8 | frame[at + 3]
     return length if _HEADER_MIN <= length <= total <= len(frame) - at else 0
-
-
-def may_not_be_fragmented(frame: bytes | memoryview) -> bool:
-    """Whether a frame is an IPv4 packet with the don't-fragment flag."""
-    return ipv4_header_bytes(frame) != 0 and bool(frame[ETHERNET_HEADER_BYTES + 6] & 0x40)
 
 
 def fragment(frame: bytes, mtu_bytes: int) -> Iterator[bytes]:

@@ -69,11 +69,11 @@ class _ControlConnection(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
-def query(paths: Paths, host: HostRecord, url: str) -> str:
-    """GET from an agent's control API. Raises LabError if there is no answer, or not a good one."""
+def query(paths: Paths, host: HostRecord, url: str, method: str = "GET") -> str:
+    """Ask an agent's control API. Raises LabError if there is no answer, or not a good one."""
     connection = _ControlConnection(paths.host(host) / "weave.sock")
     try:
-        connection.request("GET", url)
+        connection.request(method, url)
         response = connection.getresponse()
         body = response.read().decode()
     except (OSError, http.client.HTTPException) as error:

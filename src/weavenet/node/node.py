@@ -54,7 +54,7 @@ from weavenet.mesh.keyring import KEY_KEYRING, encode_keyring
 from weavenet.mesh.router import Mesh, MeshConfig
 from weavenet.node import inputs as i
 from weavenet.node.targets import KEY_TARGETS, encode_targets
-from weavenet.overlay.forwarding import Forwarding, compute_forwarding
+from weavenet.overlay.forwarding import FASTDP, Forwarding, compute_forwarding
 from weavenet.overlay.overlays import Overlays
 from weavenet.overlay.sleeve.table import SleeveConnection, SleeveTable
 
@@ -132,7 +132,9 @@ class Node:
     def sleeve_table(self) -> SleeveTable:
         """Return what the forwarder of sleeve should go by now."""
         sleeves = self.overlays.sleeves()
+        links = self.overlays.links()
         names = {self._directory.ours(): self.config.mesh.name}
+        held = {self._directory.ours()}
         routes: dict[ShortID, ConnectionNumber] = {}
         for destination, hop in sorted(self.mesh.routes.unicast.items()):
             short_id = self._directory.of(destination)
@@ -141,6 +143,8 @@ class Node:
             names[short_id] = destination
             if hop in sleeves and destination != self.config.mesh.name:
                 routes[short_id] = sleeves[hop][0].connection
+            if hop in links and links[hop].overlay == FASTDP:
+                held.add(short_id)
         connections = tuple(
             SleeveConnection(
                 number=added.connection,
@@ -155,7 +159,7 @@ class Node:
             )
             for name, (added, link, opening) in sleeves.items()
         )
-        return SleeveTable(self.config.mesh.name, names, connections, routes)
+        return SleeveTable(self.config.mesh.name, names, connections, routes, self.config.mtu_bytes, frozenset(held))
 
     @property
     def now(self) -> Now:

@@ -91,8 +91,7 @@ class Sleeves:
         if target.node is None:
             return
         forwarder = self._of(target)
-        frames, specials = forwarder.pipe.incoming([(datagram.payload, Endpoint(source.address, MESH_PORT))])
-        forwarder.received += frames
-        for one in specials:
-            arrived = i.SleeveFrameArrived(one.connection, one.remote, one.length, one.head, one.intact)
-            self._feed(target, arrived)
+        arrived = forwarder.pipe.incoming([(datagram.payload, Endpoint(source.address, MESH_PORT))])
+        forwarder.received += arrived.frames
+        for one in arrived.specials:
+            self._feed(target, i.SleeveFrameArrived(one.connection, one.remote, one.length, one.head, one.intact))

@@ -1,5 +1,6 @@
 """Frames of the kernel's into datagrams and back; two pipes joined by a path that keeps what it is given."""
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,9 +9,9 @@ from weavenet.address import Address, Endpoint
 from weavenet.codec import ip
 from weavenet.effects import ConnectionNumber
 from weavenet.identity import PeerName, ShortID
-from weavenet.overlay.sleeve.pipe import Datagram, SleevePipe, Special
+from weavenet.overlay.sleeve.pipe import Arrived, Datagram, SleevePipe, Special
 from weavenet.overlay.sleeve.table import SleeveConnection, SleeveTable
-from weavenet.overlay.sleeve.wire import decode_frames, encode_heartbeat
+from weavenet.overlay.sleeve.wire import encode_heartbeat, split_frames
 
 A, B, C = PeerName(0x7A0000000001), PeerName(0x7A0000000002), PeerName(0x7A0000000003)
 IDS = {ShortID(0x111): A, ShortID(0x222): B, ShortID(0x333): C}
@@ -29,13 +30,15 @@ def table(
     known: bool = True,
     number: ConnectionNumber = LINK,
     opening: tuple[bytes, ...] = (),
+    pods_mtu: int = 65_535,
 ) -> SleeveTable:
     peer = B if us == A else A
     remote = AT[peer] if known else None
     connection = SleeveConnection(
         number, peer, remote, key, opening or (key,) * (key is not None), us == A, mtu, 1472, fragments_pass
     )
-    return SleeveTable(us, IDS, (connection,), {ShortID(0x222 if us == A else 0x111): number, ShortID(0x333): number})
+    routes = {ShortID(0x222 if us == A else 0x111): number, ShortID(0x333): number}
+    return SleeveTable(us, IDS, (connection,), routes, pods_mtu, frozenset((ShortID(0x111 if us == A else 0x222),)))
 
 
 def pipe(us: PeerName, **kwargs: object) -> SleevePipe:
@@ -56,7 +59,7 @@ def tagged(frame: bytes, origin: int = 0x111, destination: int = 0x222, *, flood
 
 
 def sent_frames(datagram: Datagram) -> list[bytes]:
-    return [one.frame for one in decode_frames(datagram.payload[6:])[0]]
+    return [frame for _, frame in split_frames(datagram.payload, 6)[0]]
 
 
 @pytest.mark.parametrize("key", [None, KEY])
@@ -66,11 +69,9 @@ def test_what_one_end_takes_from_its_kernel_the_other_gives_to_its_own(key: byte
     datagrams, back = a.outgoing(frames)
     assert back == []
     assert [(one.remote, one.dont_fragment) for one in datagrams] == [(AT[B], True)]
-    received, specials = b.incoming([(one.payload, AT[A]) for one in datagrams])
-    assert received == frames
-    assert specials == []
-    again, _ = b.incoming([(one.payload, AT[A]) for one in datagrams])
-    assert again == ([] if key else frames), "a sealed datagram is taken once"
+    assert b.incoming([(one.payload, AT[A]) for one in datagrams]) == Arrived(frames, [], [])
+    again = b.incoming([(one.payload, AT[A]) for one in datagrams])
+    assert again.frames == ([] if key else frames), "a sealed datagram is taken once"
 
 
 NEW_KEY = bytes(range(1, 33))
@@ -85,25 +86,25 @@ def test_datagrams_under_the_old_and_the_new_key_open_while_passwords_change() -
     after, _ = a.outgoing(frames[1:2])
     # They overtake each other on the way, and both are taken once.
     both = [(one.payload, AT[A]) for one in (*after, *before, *after)]
-    assert b.incoming(both)[0] == [frames[1], frames[0]]
+    assert b.incoming(both).frames == [frames[1], frames[0]]
     assert b.counters.drop_sealed == 0
     b.apply(table(B, key=NEW_KEY))
     last, _ = a.outgoing(frames[2:3])
-    assert b.incoming([(one.payload, AT[A]) for one in (*before, *last)])[0] == [frames[2]]
+    assert b.incoming([(one.payload, AT[A]) for one in (*before, *last)]).frames == [frames[2]]
     assert b.counters.drop_sealed == 1
 
 
 def test_a_key_that_comes_back_counts_on_and_remembers_what_it_saw() -> None:
     a, b = pipe(A, key=KEY), pipe(B, key=KEY)
     first, _ = a.outgoing([tagged(ipv4(100))])
-    assert b.incoming([(one.payload, AT[A]) for one in first])[0]
+    assert b.incoming([(one.payload, AT[A]) for one in first]).frames
     for key in (NEW_KEY, KEY):
         a.apply(table(A, key=key))
         b.apply(table(B, key=key))
     second, _ = a.outgoing([tagged(ipv4(101))])
     assert second[0].payload[6:14] != first[0].payload[6:14], "a nonce never seals twice"
-    assert b.incoming([(first[0].payload, AT[A])])[0] == [], "replayed"
-    assert b.incoming([(second[0].payload, AT[A])])[0] == [tagged(ipv4(101))]
+    assert b.incoming([(first[0].payload, AT[A])]).frames == [], "replayed"
+    assert b.incoming([(second[0].payload, AT[A])]).frames == [tagged(ipv4(101))]
 
 
 def test_frames_share_a_datagram_as_far_as_the_path_takes_it() -> None:
@@ -146,7 +147,54 @@ def test_frames_of_others_keep_their_origin_and_their_destination() -> None:
     a, b = pipe(A), pipe(B)
     relayed = tagged(ipv4(100), origin=0x333, destination=0x222)
     (one,), _ = a.outgoing([relayed])
-    assert b.incoming([(one.payload, AT[A])])[0] == [relayed]
+    assert b.incoming([(one.payload, AT[A])]).frames == [relayed]
+
+
+def test_what_comes_too_big_for_our_pods_and_may_be_cut_is_cut_before_the_kernel_gets_it() -> None:
+    a, b = pipe(A), pipe(B, pods_mtu=1376)
+    frame = ipv4(1400, dont_fragment=False)
+    datagrams, _ = a.outgoing([tagged(frame)])
+    arrived = b.incoming([(one.payload, AT[A]) for one in datagrams])
+    assert arrived == Arrived([tagged(piece) for piece in ip.fragment(frame, 1376)], [], [])
+
+
+@pytest.mark.parametrize("key", [None, KEY])
+def test_what_comes_too_big_for_our_pods_and_may_not_be_cut_is_answered_over_the_wire(key: bytes | None) -> None:
+    a, b = pipe(A, key=key), pipe(B, key=key, pods_mtu=1376)
+    datagrams, _ = a.outgoing([tagged(ipv4(1377)), tagged(ipv4(1376))])
+    arrived = b.incoming([(one.payload, AT[A]) for one in datagrams])
+    assert arrived.frames == [tagged(ipv4(1376))]
+    (answer,) = arrived.answers
+    assert (answer.remote, answer.dont_fragment) == (AT[A], True)
+    told = ip.fragmentation_needed(ipv4(1377), 1376)
+    assert a.incoming([(answer.payload, AT[B])]).frames == [tagged(told, origin=0x222, destination=0x111)]
+
+
+@pytest.mark.parametrize("frame", [b"\x03" + ipv4(1400)[1:], MACS + b"\x86\xdd" + bytes(1400)])
+def test_what_comes_too_big_for_our_pods_is_dropped_if_nobody_can_be_told(frame: bytes) -> None:
+    a, b = pipe(A), pipe(B, pods_mtu=1376)
+    datagrams, _ = a.outgoing([tagged(frame)])
+    assert b.incoming([(one.payload, AT[A]) for one in datagrams]) == Arrived([], [], [])
+    assert b.counters.drop_too_big == 1
+
+
+def test_what_is_relayed_by_sleeve_may_be_as_big_as_the_path_takes() -> None:
+    a, b = pipe(A), pipe(B, pods_mtu=1376)
+    frame = tagged(ipv4(1400), destination=0x333)
+    datagrams, _ = a.outgoing([frame])
+    assert b.incoming([(one.payload, AT[A]) for one in datagrams]).frames == [frame]
+
+
+def test_what_is_relayed_by_fastdp_is_held_to_its_mtu() -> None:
+    a, b = pipe(A), SleevePipe()
+    b.apply(msgspec.structs.replace(table(B, pods_mtu=1376), held=frozenset((ShortID(0x333),))))
+    frame = ipv4(1400, dont_fragment=False)
+    datagrams, _ = a.outgoing([tagged(frame, destination=0x333), tagged(ipv4(1400), destination=0x333)])
+    arrived = b.incoming([(one.payload, AT[A]) for one in datagrams])
+    assert arrived.frames == [tagged(piece, destination=0x333) for piece in ip.fragment(frame, 1376)]
+    (answer,) = arrived.answers
+    told = ip.fragmentation_needed(ipv4(1400), 1376)
+    assert a.incoming([(answer.payload, AT[B])]).frames == [tagged(told, origin=0x333, destination=0x111)]
 
 
 @pytest.mark.parametrize(
@@ -177,9 +225,8 @@ def test_special_frames_go_to_the_connections_core_and_never_to_the_kernel(key: 
     for frame in (encode_heartbeat(5), bytes(1452)):  # type: ignore[arg-type]
         datagram = a.special(LINK, frame, dont_fragment=True)
         assert datagram is not None
-        assert b.incoming([(datagram.payload, AT[A])]) == (
-            [],
-            [Special(LINK, AT[A], len(frame), frame[:32], intact=not any(frame))],
+        assert b.incoming([(datagram.payload, AT[A])]) == Arrived(
+            [], [Special(LINK, AT[A], len(frame), frame[:32], intact=not any(frame))], []
         )
 
 
@@ -199,8 +246,8 @@ def test_whatever_peers_send_costs_nobody_anything(datagrams: list[bytes], key: 
     b = pipe(B, key=key)
     name = A.to_bytes(6, "big")
     b.incoming([(datagram, AT[A]) for datagram in datagrams])
-    frames, _ = b.incoming([(name + datagram, AT[A]) for datagram in datagrams])
-    assert key is None or frames == []
+    arrived = b.incoming([(name + datagram, AT[A]) for datagram in datagrams])
+    assert key is None or arrived.frames == []
 
 
 @given(st.lists(st.binary(max_size=120), max_size=8))

@@ -12,9 +12,17 @@ is decided here is by which way a datagram leaves (docs/protocol/sleeve.md, B8) 
     may not be fragmented, too big     dropped if flooded; else its sender is told, by a frame back into the kernel
     not IPv4, or fragments pass        socket on which the kernel may fragment
     else                               cut here, if it must be, and sent on the don't-fragment socket
+
+What comes may be larger than our bridge and our fast data path take, as a host without one gives its pods an MTU of
+65535; both would drop it without a word. It is treated as a router would: cut if it may be, else its sender is told, by
+sleeve. What we relay by sleeve stays as it is.
+
+Per pair of peers everything but the frame is the same, so it is made once, and found by the tags or the names as they
+stand in the packet; a new table forgets it all.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import msgspec
 
@@ -31,17 +39,22 @@ from weavenet.overlay.sleeve.wire import (
     NAME_BYTES,
     PLAIN_OVERHEAD_BYTES,
     SEALED_OVERHEAD_BYTES,
-    Carried,
-    decode_frames,
     encode_frame_header,
     is_special,
+    names_of,
+    peers_of,
+    split_frames,
 )
+
+_T = TypeVar("_T")
 
 HEAD_BYTES = 32  # of a special frame, as much as anybody looks at
 _TAGGED_MIN_BYTES = 22  # two MACs, two tags, an EtherType
 _OUTER, _INNER = b"\x88\xa8", b"\x81\x00"
 _FLOODED = 0x20
 _SHORT_ID_HIGH = 0x0F
+_GROUP = 1  # in the first octet of a MAC
+_PAIRS_MAX = 1 << 16  # remembered at once; there are 2**24 of them
 
 
 class Datagram(msgspec.Struct, frozen=True):
@@ -75,6 +88,14 @@ class Counters(msgspec.Struct):
     drop_unknown_sender: int = 0
     drop_sealed: int = 0
     drop_unknown_peer: int = 0
+
+
+class Arrived(msgspec.Struct):
+    """What came of a batch of datagrams."""
+
+    frames: list[bytes]  # for the kernel
+    specials: list[Special]
+    answers: list[Datagram]  # to send: to those whose packets are too large for what comes next
 
 
 class _Queue(msgspec.Struct):
@@ -133,11 +154,15 @@ class SleevePipe:
         self._ours = bytes(NAME_BYTES)
         self._live: dict[ConnectionNumber, _Live] = {}
         self._by_peer: dict[bytes, _Live] = {}
+        self._ways: dict[bytes, _Way] = {}
+        self._arrivals: dict[bytes, _Arrival] = {}
         self._short_ids: dict[PeerName, ShortID] = {}
 
     def apply(self, table: SleeveTable) -> None:
         """Go by this table from now on. A connection that stays keeps its counters; one that is gone is forgotten."""
         self._table = table
+        self._ways.clear()
+        self._arrivals.clear()
         self._ours = table.ours.to_bytes(NAME_BYTES, "big")
         former, self._live = self._live, {}
         for known in table.connections:
@@ -156,29 +181,38 @@ class SleevePipe:
         datagrams: list[Datagram] = []
         back: list[bytes] = []
         touched: dict[ConnectionNumber, _Live] = {}
+        ways = self._ways
         for frame in tagged:
-            if len(frame) < _TAGGED_MIN_BYTES or frame[12:14] != _OUTER or frame[16:18] != _INNER:
-                self.counters.drop_malformed += 1
+            way = ways.get(frame[12:20]) or self._find_way(frame)
+            if way is None:
                 continue
-            destination = ShortID((frame[14] & _SHORT_ID_HIGH) << 8 | frame[15])
-            origin = ShortID((frame[18] & _SHORT_ID_HIGH) << 8 | frame[19])
-            live = self._live.get(self._table.routes.get(destination, ConnectionNumber(0)))
-            source, target = self._table.names.get(origin), self._table.names.get(destination)
-            if live is None or source is None or target is None:
-                self.counters.drop_no_route += 1
-                continue
-            if live.known.remote is None:
-                self.counters.drop_no_contact += 1
-                continue
+            live = way.live
             touched[live.known.number] = live
-            inner = Carried(source, target, frame[:12] + frame[20:])
-            told = self._enqueue(live, inner, datagrams, flooded=bool(frame[14] & _FLOODED))
+            told = self._enqueue(live, way.names, frame[:12] + frame[20:], datagrams, flooded=way.flooded)
             if told is not None:
-                back.append(_tag(told, origin=destination, destination=origin))
+                back.append(told[:12] + way.tags_back + told[12:])
         for live in touched.values():
-            for way in (False, True):
-                self._flush(live, datagrams, dont_fragment=way)
+            self._flush_both(live, datagrams)
         return datagrams, back
+
+    def _find_way(self, frame: bytes) -> "_Way | None":
+        """Find out where frames with these tags go, and remember it; None, and counted, if nowhere."""
+        if len(frame) < _TAGGED_MIN_BYTES or frame[12:14] != _OUTER or frame[16:18] != _INNER:
+            self.counters.drop_malformed += 1
+            return None
+        destination = ShortID((frame[14] & _SHORT_ID_HIGH) << 8 | frame[15])
+        origin = ShortID((frame[18] & _SHORT_ID_HIGH) << 8 | frame[19])
+        live = self._live.get(self._table.routes.get(destination, ConnectionNumber(0)))
+        source, target = self._table.names.get(origin), self._table.names.get(destination)
+        if live is None or source is None or target is None:
+            self.counters.drop_no_route += 1
+            return None
+        if live.known.remote is None:
+            self.counters.drop_no_contact += 1
+            return None
+        way = _Way(live, names_of(source, target), bool(frame[14] & _FLOODED), _tags(destination, origin))
+        _remember(self._ways, frame[12:20], way)
+        return way
 
     def special(self, number: ConnectionNumber, frame: bytes, *, dont_fragment: bool) -> Datagram | None:
         """Make the datagram of a frame of the overlay's own; None if it is not known where to."""
@@ -186,99 +220,162 @@ class SleevePipe:
         if live is None or live.known.remote is None:
             return None
         header = encode_frame_header(self._table.ours, live.known.peer, len(frame))
-        return self._datagram(live, header + frame, dont_fragment=dont_fragment)
+        return self._datagram(live, (header, frame), dont_fragment=dont_fragment)
 
-    def _enqueue(self, live: _Live, one: Carried, datagrams: list[Datagram], *, flooded: bool) -> bytes | None:
+    def _enqueue(
+        self, live: _Live, names: bytes, frame: bytes, datagrams: list[Datagram], *, flooded: bool
+    ) -> bytes | None:
         """Put a frame where it leaves; return what its sender must be told, if it is too big."""
-        known, frame = live.known, one.frame
+        known = live.known
         fits = len(frame) <= known.mtu_bytes + ip.ETHERNET_HEADER_BYTES
-        if ip.may_not_be_fragmented(frame):
+        is_ipv4 = ip.ipv4_header_bytes(frame)
+        if is_ipv4 and frame[ip.FLAGS_AT] & ip.DONT_FRAGMENT:
             if fits:
-                self._append(live, one, datagrams, dont_fragment=True)
+                self._append(live, names, frame, datagrams, dont_fragment=True)
                 return None
             if flooded:
                 self.counters.drop_too_big += 1
                 return None
             return ip.fragmentation_needed(frame, known.mtu_bytes)
-        if known.fragments_pass or not ip.ipv4_header_bytes(frame):
-            self._append(live, one, datagrams, dont_fragment=False)
+        if known.fragments_pass or not is_ipv4:
+            self._append(live, names, frame, datagrams, dont_fragment=False)
         elif fits:
-            self._append(live, one, datagrams, dont_fragment=True)
+            self._append(live, names, frame, datagrams, dont_fragment=True)
         else:
             for piece in ip.fragment(frame, known.mtu_bytes):
-                self._append(live, Carried(one.origin, one.destination, piece), datagrams, dont_fragment=True)
+                self._append(live, names, piece, datagrams, dont_fragment=True)
         return None
 
-    def _append(self, live: _Live, one: Carried, datagrams: list[Datagram], *, dont_fragment: bool) -> None:
+    def _append(
+        self, live: _Live, names: bytes, frame: bytes, datagrams: list[Datagram], *, dont_fragment: bool
+    ) -> None:
         queue = live.queues[dont_fragment]
         limit = (live.known.payload_bytes_max if dont_fragment else DATAGRAM_BYTES_MAX) - live.overhead
-        length = FRAME_HEADER_BYTES + len(one.frame)
+        length = FRAME_HEADER_BYTES + len(frame)
         if length > limit:
             self.counters.drop_too_big += 1
             return
-        full = len(queue.parts) >= 2 * FRAMES_PER_DATAGRAM_MAX
-        if queue.parts and (queue.length + length > limit or full or not dont_fragment):
+        parts = queue.parts
+        full = len(parts) >= 3 * FRAMES_PER_DATAGRAM_MAX
+        if parts and (queue.length + length > limit or full or not dont_fragment):
             # Where the kernel may fragment, one lost piece loses the whole, so a datagram there holds one frame.
             self._flush(live, datagrams, dont_fragment=dont_fragment)
-        queue.parts.append(encode_frame_header(one.origin, one.destination, len(one.frame)))
-        queue.parts.append(one.frame)
+        parts += (names, len(frame).to_bytes(2, "big"), frame)
         queue.length += length
         self.counters.sent += 1
 
     def _flush(self, live: _Live, datagrams: list[Datagram], *, dont_fragment: bool) -> None:
         queue = live.queues[dont_fragment]
         if queue.parts:
-            datagrams.append(self._datagram(live, b"".join(queue.parts), dont_fragment=dont_fragment))
+            datagrams.append(self._datagram(live, queue.parts, dont_fragment=dont_fragment))
             queue.parts.clear()
             queue.length = 0
 
-    def _datagram(self, live: _Live, frames: bytes, *, dont_fragment: bool) -> Datagram:
-        assert live.known.remote is not None
-        body = frames if live.sealer is None else live.sealer.seal(frames, dont_fragment=dont_fragment)
-        return Datagram(live.known.number, live.known.remote, self._ours + body, dont_fragment)
+    def _flush_both(self, live: _Live, datagrams: list[Datagram]) -> None:
+        self._flush(live, datagrams, dont_fragment=False)
+        self._flush(live, datagrams, dont_fragment=True)
+
+    def _datagram(self, live: _Live, parts: Sequence[bytes], *, dont_fragment: bool) -> Datagram:
+        known = live.known
+        assert known.remote is not None
+        if live.sealer is None:
+            payload = b"".join((self._ours, *parts))
+        else:
+            payload = self._ours + live.sealer.seal(b"".join(parts), dont_fragment=dont_fragment)
+        return Datagram(known.number, known.remote, payload, dont_fragment)
 
     # --- from the peers -----------------------------------------------------------------------------------------------
 
-    def incoming(self, received: Sequence[tuple[bytes, Endpoint]]) -> tuple[list[bytes], list[Special]]:
-        """Turn datagrams into frames for the kernel, and what the connections' cores must hear of."""
-        tagged: list[bytes] = []
-        specials: list[Special] = []
+    def incoming(self, received: Sequence[tuple[bytes, Endpoint]]) -> Arrived:
+        """Turn datagrams into frames for the kernel, what the connections' cores must hear of, and answers."""
+        arrived = Arrived([], [], [])
+        tagged, arrivals = arrived.frames, self._arrivals
+        limit = self._table.mtu_bytes + ip.ETHERNET_HEADER_BYTES
+        count = 0
         for datagram, remote in received:
             live = self._by_peer.get(datagram[:NAME_BYTES])
             if live is None:
                 self.counters.drop_unknown_sender += 1
                 continue
-            body = datagram[NAME_BYTES:]
-            if live.sealer is not None:
-                opened, problem = live.open(body)
+            if live.sealer is None:
+                frames, problem = split_frames(datagram, NAME_BYTES)
+            else:
+                opened, problem = live.open(datagram[NAME_BYTES:])
                 if opened is None:
                     self.counters.drop_sealed += 1 if problem else 0
                     continue
-                body = opened
-            frames, problem = decode_frames(body)
+                frames, problem = split_frames(opened)
             if problem:
                 self.counters.drop_malformed += 1
-            for one in frames:
-                if is_special(one.frame):
-                    specials += self._special_received(live, one, remote)
+            for names, frame in frames:
+                if is_special(frame):
+                    arrived.specials += self._special_received(live, names, frame, remote)
+                    continue
+                arrival = arrivals.get(names) or self._find_arrival(names)
+                if arrival is None or len(frame) < ip.ETHERNET_HEADER_BYTES:
+                    self.counters.drop_unknown_peer += 1
+                    continue
+                count += 1
+                if len(frame) > limit and arrival.is_held:
+                    self._too_big_here(live, names, frame, arrived)
                 else:
-                    tagged += self._admit(one)
-        return tagged, specials
+                    tagged.append(frame[:12] + arrival.tags + frame[12:])
+        self.counters.received += count
+        return arrived
 
-    def _admit(self, one: Carried) -> Iterator[bytes]:
-        origin, destination = self._short_ids.get(one.origin), self._short_ids.get(one.destination)
-        if origin is None or destination is None or len(one.frame) < ip.ETHERNET_HEADER_BYTES:
-            self.counters.drop_unknown_peer += 1
-            return
-        self.counters.received += 1
-        yield _tag(one.frame, origin=origin, destination=destination)
+    def _find_arrival(self, names: bytes) -> "_Arrival | None":
+        """Find out which tags frames of these peers get, and remember it; None if we do not know one of the two."""
+        source, target = peers_of(names)
+        origin, destination = self._short_ids.get(source), self._short_ids.get(target)
+        if origin is None or destination is None:
+            return None
+        arrival = _Arrival(_tags(origin, destination), destination in self._table.held)
+        _remember(self._arrivals, names, arrival)
+        return arrival
 
-    def _special_received(self, live: _Live, one: Carried, remote: Endpoint) -> Iterator[Special]:
-        if one.origin == live.known.peer and one.destination == self._table.ours:
-            head = one.frame[:HEAD_BYTES]
-            yield Special(live.known.number, remote, len(one.frame), head, intact=not any(one.frame))
+    def _too_big_here(self, live: _Live, names: bytes, frame: bytes, arrived: Arrived) -> None:
+        """Deal with a frame that nobody would get beyond here: cut it, or tell its sender."""
+        mtu_bytes = self._table.mtu_bytes
+        if not ip.ipv4_header_bytes(frame):
+            self.counters.drop_too_big += 1
+        elif not frame[ip.FLAGS_AT] & ip.DONT_FRAGMENT:
+            tags = self._arrivals[names].tags
+            arrived.frames += [piece[:12] + tags + piece[12:] for piece in ip.fragment(frame, mtu_bytes)]
+        elif frame[0] & _GROUP or live.known.remote is None:
+            self.counters.drop_too_big += 1
+        else:
+            # By the way it came: routes are the same both ways, or differ for a moment.
+            told = ip.fragmentation_needed(frame, mtu_bytes)
+            self._append(live, names[NAME_BYTES:] + names[:NAME_BYTES], told, arrived.answers, dont_fragment=True)
+            self._flush(live, arrived.answers, dont_fragment=True)
+
+    def _special_received(self, live: _Live, names: bytes, frame: bytes, remote: Endpoint) -> Iterator[Special]:
+        if peers_of(names) == (live.known.peer, self._table.ours):
+            head = frame[:HEAD_BYTES]
+            yield Special(live.known.number, remote, len(frame), head, intact=not any(frame))
 
 
-def _tag(frame: bytes, *, origin: ShortID, destination: ShortID) -> bytes:
-    tags = b"\x88\xa8%c%c\x81\x00%c%c" % (destination >> 8, destination & 0xFF, origin >> 8, origin & 0xFF)
-    return frame[:12] + tags + frame[12:]
+class _Way(msgspec.Struct):
+    """Where frames with certain tags go."""
+
+    live: _Live
+    names: bytes
+    flooded: bool
+    tags_back: bytes  # of what is said to their sender
+
+
+class _Arrival(msgspec.Struct):
+    """What frames of a certain pair of peers get."""
+
+    tags: bytes
+    is_held: bool  # to the table's MTU
+
+
+def _remember(known: dict[bytes, _T], key: bytes, what: _T) -> None:
+    if len(known) >= _PAIRS_MAX:
+        known.clear()
+    known[key] = what
+
+
+def _tags(origin: ShortID, destination: ShortID) -> bytes:
+    return b"\x88\xa8%c%c\x81\x00%c%c" % (destination >> 8, destination & 0xFF, origin >> 8, origin & 0xFF)

@@ -14,6 +14,8 @@ from weavenet.address import Endpoint
 from weavenet.effects import ConnectionNumber
 from weavenet.identity import PeerName, ShortID
 
+MTU_MAX = 65_535
+
 
 class SleeveConnection(msgspec.Struct, frozen=True):
     """A connection with a sleeve; `remote` is None until the peer was heard."""
@@ -39,6 +41,8 @@ class SleeveTable(msgspec.Struct, frozen=True):
     names: Mapping[ShortID, PeerName]  # those a short ID stands for, us among them
     connections: tuple[SleeveConnection, ...]
     routes: Mapping[ShortID, ConnectionNumber]  # destination -> the connection its frames leave by
+    mtu_bytes: int = MTU_MAX  # of our bridge and of fastdp: larger packets pass neither
+    held: frozenset[ShortID] = frozenset()  # destinations that this holds for: us, and who is reached by fastdp
 
 
 EMPTY_TABLE = SleeveTable(PeerName(0), {}, (), {})

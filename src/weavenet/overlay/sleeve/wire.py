@@ -17,8 +17,6 @@ earlier connection are normal. Source: docs/protocol/sleeve.md, B2 and B4.
 
 from enum import Enum, auto
 
-import msgspec
-
 from weavenet.codec.ip import ETHERNET_HEADER_BYTES
 from weavenet.identity import ConnectionUID, PeerName
 
@@ -33,14 +31,7 @@ FRAMES_PER_DATAGRAM_MAX = 100  # the reference stops there to look at other thin
 FRAGMENTATION_TEST_BYTES = 60_001
 PMTU_PROBE_BYTES = 60_000
 _HEARTBEAT_BYTES = ETHERNET_HEADER_BYTES + 8
-
-
-class Carried(msgspec.Struct, frozen=True):
-    """A frame on its way from one peer to another."""
-
-    origin: PeerName
-    destination: PeerName
-    frame: bytes
+_NO_HEADER = bytes(ETHERNET_HEADER_BYTES)
 
 
 class SpecialKind(Enum):
@@ -57,36 +48,39 @@ def overhead_bytes(*, sealed: bool) -> int:
     return UDP_OVERHEAD_BYTES + packet + FRAME_HEADER_BYTES + ETHERNET_HEADER_BYTES
 
 
-def encode_frame(carried: Carried) -> bytes:
-    """Write a frame as it stands in a datagram."""
-    return encode_frame_header(carried.origin, carried.destination, len(carried.frame)) + carried.frame
-
-
 def encode_frame_header(origin: PeerName, destination: PeerName, length: int) -> bytes:
     """Write what goes before a frame."""
-    return (origin << 64 | destination << 16 | length).to_bytes(FRAME_HEADER_BYTES, "big")
+    return names_of(origin, destination) + length.to_bytes(2, "big")
 
 
-def decode_frames(payload: bytes) -> tuple[list[Carried], str]:
-    """Read the frames of a datagram, what follows the sender's name; and what is wrong with it, blank for nothing.
+def split_frames(payload: bytes, at: int = 0) -> tuple[list[tuple[bytes, bytes]], str]:
+    """Read the frames of a datagram from `at`, each as the names of both peers and what it carries; and what is wrong.
 
-    Frames before the fault are good ones.
+    Frames before the fault are good ones; a blank text is none. Every packet comes by here: no objects but buffers.
     """
-    frames: list[Carried] = []
-    at, end = 0, len(payload)
+    frames: list[tuple[bytes, bytes]] = []
+    end = len(payload)
     while at < end:
-        if end - at < FRAME_HEADER_BYTES:
-            return frames, f"Failed to decode packet: {end - at} octets of trailing garbage"
         start = at + FRAME_HEADER_BYTES
-        length = payload[at + 12] << 8 | payload[at + 13]
-        if length > end - start:
-            problem = f"too short; expected frame of length {length}, got {end - start}"
+        if start > end:
+            return frames, f"Failed to decode packet: {end - at} octets of trailing garbage"
+        stop = start + (payload[start - 2] << 8 | payload[start - 1])
+        if stop > end:
+            problem = f"too short; expected frame of length {stop - start}, got {end - start}"
             return frames, f"Failed to decode packet: {problem}"
-        origin = PeerName(int.from_bytes(payload[at : at + 6], "big"))
-        destination = PeerName(int.from_bytes(payload[at + 6 : at + 12], "big"))
-        frames.append(Carried(origin, destination, payload[start : start + length]))
-        at = start + length
+        frames.append((payload[at : start - 2], payload[start:stop]))
+        at = stop
     return frames, ""
+
+
+def peers_of(names: bytes) -> tuple[PeerName, PeerName]:
+    """Return the origin and the destination that stand before a frame."""
+    return PeerName(int.from_bytes(names[:NAME_BYTES], "big")), PeerName(int.from_bytes(names[NAME_BYTES:], "big"))
+
+
+def names_of(origin: PeerName, destination: PeerName) -> bytes:
+    """Write them."""
+    return (origin << 48 | destination).to_bytes(2 * NAME_BYTES, "big")
 
 
 # --- special frames ---------------------------------------------------------------------------------------------------
@@ -94,7 +88,7 @@ def decode_frames(payload: bytes) -> tuple[list[Carried], str]:
 
 def is_special(frame: bytes) -> bool:
     """Whether a frame is the overlay's own: both MACs and the EtherType are zero."""
-    return len(frame) >= ETHERNET_HEADER_BYTES and not any(frame[:ETHERNET_HEADER_BYTES])
+    return frame.startswith(_NO_HEADER)
 
 
 def special_kind_of(length: int) -> SpecialKind:
