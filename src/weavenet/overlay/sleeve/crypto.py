@@ -14,7 +14,7 @@ The replay window is two bit sets of 2**20 numbers, the current and the previous
 128 KiB of which the kernel provides only the pages that are touched. Source: docs/protocol/sleeve.md, B2 and B3.
 """
 
-from nacl.bindings import crypto_secretbox, crypto_secretbox_open
+from nacl.bindings import crypto_secretbox_easy, crypto_secretbox_open
 from nacl.exceptions import CryptoError
 
 SEQUENCE_BYTES = 8
@@ -41,7 +41,7 @@ class DatagramSealer:
         number = self._next[dont_fragment]
         self._next[dont_fragment] += 1
         sequence = (number | (_DONT_FRAGMENT if dont_fragment else 0)).to_bytes(SEQUENCE_BYTES, "big")
-        return sequence + crypto_secretbox(frames, self._prefix + sequence, self._key)
+        return sequence + crypto_secretbox_easy(frames, self._prefix + sequence, self._key)
 
 
 class DatagramOpener:
