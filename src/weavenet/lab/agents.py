@@ -4,6 +4,7 @@ import http.client
 import os
 import socket
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from weavenet.lab.record import HostRecord, Paths
 RANGE = "10.32.0.0/12"
 MTU = 1376  # what Weave gives its fast datapath unless told otherwise: fits everywhere, even with encryption
 QUERY_TIMEOUT_S = 5.0
+LOGS_TELL_S = 5.0
 
 
 def programs() -> Path:
@@ -101,11 +103,19 @@ def wait_until_connected(
     """Wait until each host is connected to each other. Raises LabError with the end of a log."""
     deadline = Deadline.after(timeout_s, "the hosts are not all connected to each other", poll_s=poll_s)
     waiting = list(hosts)
+    # An agent that is starting has better things to do than to answer questions a hundred times a second, so its log is
+    # read first; but an agent may log less, and then it is asked all the same.
+    logs_tell_until_s = time.monotonic() + LOGS_TELL_S
     while waiting:
         for host in waiting:
             if host.agent is None or not host.agent.is_alive():
                 raise LabError(f"the agent of {host.name} ended; the end of its log:\n{log_tail(paths, host)}")
-        waiting = [host for host in waiting if established(paths, host) < len(hosts) - 1]
+        wanted, patient = len(hosts) - 1, time.monotonic() < logs_tell_until_s
+        waiting = [
+            host
+            for host in waiting
+            if (patient and _logged_established(paths, host) < wanted) or established(paths, host) < wanted
+        ]
         if not waiting:
             return
         try:
@@ -113,6 +123,13 @@ def wait_until_connected(
         except LabError as error:
             host = waiting[0]
             raise LabError(f"{error}; the end of the log of {host.name}:\n{log_tail(paths, host)}") from None
+
+
+def _logged_established(paths: Paths, host: HostRecord) -> int:
+    try:
+        return paths.log(host).read_text(errors="replace").count(": connection fully established\n")
+    except FileNotFoundError:
+        return 0
 
 
 def log_tail(paths: Paths, host: HostRecord, lines: int = 15) -> str:
