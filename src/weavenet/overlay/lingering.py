@@ -1,7 +1,7 @@
 """Ways to peers that went away are kept for a while: pods do not end with the agent beside them.
 
 When an agent ends, its connections end, and with them, for all others, the routes to its host. But its data plane works
-on by what is pinned in the kernel, and so can ours towards it, as long as we leave the rows where they are. The agent
+on by what the kernel holds, and so can ours towards it, as long as we leave the rows where they are. The agent
 that starts again, for its part, finds the rows that the former one wrote, and knows no peer yet. So for both the rule
 is the same: what the tables have, and the mesh no longer or not yet does, stays.
 
