@@ -17,6 +17,7 @@ import socket
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from importlib import import_module
 
 from msgspec.structs import asdict
 
@@ -28,10 +29,14 @@ from weavenet.overlay.sleeve import messages as m
 from weavenet.overlay.sleeve.fast_pipe import FastPipe
 from weavenet.overlay.sleeve.pipe import Arrived, Datagram, SleevePipe
 
+# What the forwarder is told with its descriptors: whether there can be keys.
+PLAIN, SEALED = b"p", b"s"
 BATCH = 64
+WHOLE_BATCH = 16  # of what may be 64 KB each
 _FRAME_BYTES_MAX = 65_600
 _COUNTERS_INTERVAL_S = 1.0
 _COMPLAINT_INTERVAL_S = 0.25
+_CRYPTOGRAPHY = "weavenet.overlay.sleeve.fast_crypto"
 _NOBODY = 65_534
 
 _PR_SET_NO_NEW_PRIVS, _PR_SET_NAME = 38, 15
@@ -43,6 +48,8 @@ def forward(control: socket.socket) -> None:
     message, descriptors, _, _ = socket.recv_fds(control, 1, 3)
     if not message or len(descriptors) != 3:
         return  # the agent never got that far
+    if message == SEALED:
+        import_module(_CRYPTOGRAPHY)  # while we may still read it: nobody may be kept out of where Python is installed
     port, fast_port, udp = (socket.socket(fileno=one) for one in descriptors)
     give_up_rights()
     with suppress(KeyboardInterrupt, BrokenPipeError, ConnectionResetError):
@@ -75,7 +82,7 @@ class Forwarder:
         self._udp = UdpPort(udp)
         self._pipe = SleevePipe()
         self._fast = FastPipe(self._pipe.counters)
-        self._buffers = [bytearray(_FRAME_BYTES_MAX) for _ in range(BATCH)]
+        self._buffers = [bytearray(_FRAME_BYTES_MAX) for _ in range(WHOLE_BATCH)]
         self._heard = bytearray()
         self._complained: dict[tuple[ConnectionNumber, str], float] = {}
         self._counted: dict[str, int] = {}

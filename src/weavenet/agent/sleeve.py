@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
-from weavenet.agent.forward import forward
+from weavenet.agent.forward import PLAIN, SEALED, forward
 from weavenet.agent.loop import NodeLoop
 from weavenet.drivers.udp import open_udp
 from weavenet.effects import SendSleeveFrame
@@ -130,7 +130,8 @@ class Sleeve:
             with fast_port:
                 await running.run_in_executor(self._kernel_thread, self._attach, index, fast_index)
                 given = [one.fileno() for one in (port, fast_port, self._udp)]
-                socket.send_fds(self._process.control, [b"x"], given)
+                kind = PLAIN if self._loop.node.mesh.keyring is None else SEALED
+                socket.send_fds(self._process.control, [kind], given)
 
     async def _replace(self) -> None:
         self._process.control.close()

@@ -4,15 +4,19 @@ Datagrams to one peer that are of one length, but for a shorter last one, leave 
 are gathered here: the payload of a large packet is not copied before the kernel does it.
 """
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
 from weavenet.address import Endpoint
 from weavenet.codec.ip import ETHERNET_HEADER_BYTES
 from weavenet.effects import ConnectionNumber
-from weavenet.overlay.sleeve.fast_crypto import FastOpener, FastSealer
 from weavenet.overlay.sleeve.fast_wire import COUNTER_BYTES, LABEL_BYTES, RECORD, TAG_BYTES
 from weavenet.overlay.sleeve.table import SleeveConnection
 from weavenet.overlay.sleeve.wire import DATAGRAM_BYTES_MAX
+
+if TYPE_CHECKING:
+    from weavenet.overlay.sleeve.fast_crypto import FastOpener, FastSealer
 
 DATAGRAMS_PER_CALL_MAX = 64  # UDP_MAX_SEGMENTS of <linux/udp.h> until 6.9
 
@@ -42,6 +46,8 @@ class FastPeer:
         self.parts: list[Buffer] = []  # records that wait for the end of a datagram
         self.parts_bytes = 0
         self.send: FastSend | None = None
+        self.sealer: FastSealer | None = None
+        self.openers: list[FastOpener] = []  # the one that opened the last datagram is the first
         # All that there were, as a key that comes back must count on.
         self._sealers: dict[bytes, FastSealer] = {}
         self._openers: dict[bytes, FastOpener] = {}
@@ -54,13 +60,22 @@ class FastPeer:
         # While the path is being searched, what is known of it is the candidate.
         largest = overhead + RECORD.size + ETHERNET_HEADER_BYTES + known.mtu_bytes
         self.room = min(known.payload_bytes_max, largest, DATAGRAM_BYTES_MAX) - overhead
-        self.sealer = self._sealers.get(known.key) if known.key is not None else None
-        if known.key is not None and self.sealer is None:
-            self.sealer = self._sealers[known.key] = FastSealer(known.key, dialled=known.dialled)
-        for key in known.opening:
+        self.sealer = None
+        self.openers = []
+        if known.key is not None:
+            self._apply_keys(known.key, known.opening, is_dialled=known.dialled)
+
+    def _apply_keys(self, sealing: bytes, opening: tuple[bytes, ...], *, is_dialled: bool) -> None:
+        # 7 MB and 15 ms that only an encrypted mesh needs.
+        from weavenet.overlay.sleeve.fast_crypto import FastOpener, FastSealer  # noqa: PLC0415
+
+        if sealing not in self._sealers:
+            self._sealers[sealing] = FastSealer(sealing, dialled=is_dialled)
+        for key in opening:
             if key not in self._openers:
-                self._openers[key] = FastOpener(key, dialled=known.dialled)
-        self.openers = [self._openers[key] for key in known.opening]
+                self._openers[key] = FastOpener(key, dialled=is_dialled)
+        self.sealer = self._sealers[sealing]
+        self.openers = [self._openers[key] for key in opening]
 
     def open(self, sealed: memoryview) -> tuple[bytes | None, bool]:
         """Return the records, or None; and whether it was genuine, with whichever key it is."""
