@@ -207,6 +207,23 @@ def test_with_one_that_speaks_it_as_weave_does_sleeve_is_weaves_and_with_the_oth
     assert crossed(lab, made[2], "weave-fast") == (0, 0)
 
 
+@pytest.mark.parametrize("last", ["--no-fast-sleeve", "--no-sleeve"])
+def test_large_packets_are_relayed_to_whom_is_reached_in_another_way(lab: Lab, last: str) -> None:
+    made = [lab.add_host() for _ in range(3)]
+    before: list[str] = []
+    for host, options in zip(made, (["--no-fastdp"], [], [last]), strict=True):
+        lab.start_agent(host, peers=before, consensus=3, options=["--no-discovery", *options])
+        before = [host.address]
+    for host in made:
+        until(lambda host=host: established(lab, host))  # type: ignore[misc]
+    pods = [lab.add_pod(host) for host in made]
+    for source, target in ((pods[0], pods[2]), (pods[2], pods[0])):
+        until(talks(lab, source, target))
+        assert traffic.throughput(lab, traffic.Route(source.name, target.name, target.address), 1).mbit_s > 10
+    packets, octets = crossed(lab, made[0], "weave-fast")
+    assert octets / packets > 2000
+
+
 def test_packets_larger_than_our_pods_take_arrive_in_pieces_also_beyond_a_relay(lab: Lab) -> None:
     hosts_made = [lab.add_host() for _ in range(3)]
     before: list[str] = []

@@ -11,14 +11,14 @@ EPOCH = 1 << EPOCH_BITS
 
 
 def opened(opener: FastOpener, sealed: bytes) -> bytes | None:
-    return opener.open(memoryview(sealed))[0]
+    return opener.open(memoryview(sealed))
 
 
 def test_what_one_end_seals_the_other_opens_once() -> None:
     sealer, opener = FastSealer(KEY, dialled=True), FastOpener(KEY, dialled=False)
     sealed = [sealer.seal(bytes([n])) for n in range(5)]
     assert [opened(opener, one) for one in reversed(sealed)] == [bytes([n]) for n in reversed(range(5))]
-    assert [opener.open(memoryview(one)) for one in sealed] == [(None, True)] * 5, "seen before, and genuine"
+    assert [opened(opener, one) for one in sealed] == [b""] * 5, "seen before, and genuine"
 
 
 def test_nothing_is_sealed_with_the_session_key_itself_nor_twice_with_one_key_and_nonce() -> None:
@@ -54,18 +54,18 @@ def test_rubbish_of_a_far_epoch_costs_no_derivation() -> None:
     opener = FastOpener(KEY, dialled=False)
     far = FastSealer(KEY, dialled=True, first=2 * EPOCH).seal(b"x")
     before = opener._aeads
-    assert opener.open(memoryview(far)) == (None, False)
+    assert opener.open(memoryview(far)) is None
     assert opener._aeads is before
     assert before == {}
 
 
 @given(st.binary(max_size=60))
 def test_rubbish_is_not_genuine(sealed: bytes) -> None:
-    assert FastOpener(KEY, dialled=False).open(memoryview(sealed)) == (None, False)
+    assert FastOpener(KEY, dialled=False).open(memoryview(sealed)) is None
 
 
 @given(st.integers(0, 47), st.integers(1, 255))
 def test_one_changed_bit_anywhere_and_it_is_not_genuine(where: int, change: int) -> None:
     sealed = bytearray(FastSealer(KEY, dialled=True).seal(bytes(24)))
     sealed[where] ^= change
-    assert FastOpener(KEY, dialled=False).open(memoryview(sealed)) == (None, False)
+    assert FastOpener(KEY, dialled=False).open(memoryview(sealed)) is None

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from weavenet.overlay.sleeve.crypto import ReplayWindow
-from weavenet.overlay.sleeve.fast_wire import COUNTER_BYTES, TAG_BYTES
+from weavenet.overlay.sleeve.fast_wire import COUNTER_BYTES
 
 KEY_BYTES = 32
 EPOCH_BITS = 24
@@ -77,32 +77,30 @@ class FastOpener:
         self._aeads: dict[bytes, AESGCM] = {}
         self._admit = ReplayWindow().admit
 
-    def open(self, sealed: memoryview) -> tuple[bytes | None, bool]:
-        """Return the records, or None; and whether it was genuine, as one seen before is."""
-        if len(sealed) < COUNTER_BYTES + TAG_BYTES:
-            return None, False
+    def open(self, sealed: memoryview) -> bytes | None:
+        """Return the records; none of what was seen before; None if it is not genuine."""
         counter = bytes(sealed[:COUNTER_BYTES])
         aead = self._aeads.get(counter[:_EPOCH_BYTES])
         if aead is None:
             aead = self._aead_of(counter[:_EPOCH_BYTES])
             if aead is None:
-                return None, False
+                return None
         try:
             records = aead.decrypt(_NONCE_PREFIX + counter, sealed[COUNTER_BYTES:], None)
-        except InvalidTag:
-            return None, False
+        except (InvalidTag, ValueError):  # too short for counter or tag
+            return None
         number = int.from_bytes(counter, "big")
         if number >> EPOCH_BITS > self._epoch:
             self._epoch = number >> EPOCH_BITS
             self._aeads = {known: one for known, one in self._aeads.items() if self._is_near(known)}
-        return (records if self._admit(number) else None), True
+        return records if self._admit(number) else b""
 
     def _is_near(self, epoch: bytes) -> bool:
         return abs(int.from_bytes(epoch, "big") - self._epoch) <= 1
 
     def _aead_of(self, epoch: bytes) -> AESGCM | None:
         """Return what opens an epoch's datagrams, made only for one beside the present."""
-        if not self._is_near(epoch):
+        if len(epoch) < _EPOCH_BYTES or not self._is_near(epoch):
             return None
         key = derive_key(self._key, from_dialler=not self._dialled, epoch=int.from_bytes(epoch, "big"))
         self._aeads[epoch] = aead = AESGCM(key)

@@ -201,20 +201,15 @@ class FastPipe:
                 elif peer.sealer is None:
                     self._records(peer, view[at + LABEL_BYTES : end], arrived)
                 else:
-                    self._sealed(peer, view[at + LABEL_BYTES : end], arrived)
+                    opened = peer.open(view[at + LABEL_BYTES : end])
+                    if opened is None:
+                        self._counters.drop_sealed += 1
+                    elif run is not None and run.follows(peer, opened):
+                        run.extend(memoryview(opened)[len(run.expected) :])
+                    else:
+                        self._records(peer, memoryview(opened), arrived)
         self._end_run(arrived)
         return arrived
-
-    def _sealed(self, peer: FastPeer, sealed: memoryview, arrived: FastArrived) -> None:
-        opened, is_genuine = peer.open(sealed)
-        if opened is None:
-            self._counters.drop_sealed += not is_genuine
-            return
-        run = self._run
-        if run is not None and run.peer is peer and len(opened) == run.length and opened.startswith(run.expected):
-            run.extend(memoryview(opened)[len(run.expected) :])
-        else:
-            self._records(peer, memoryview(opened), arrived)
 
     def _records(self, peer: FastPeer, data: memoryview, arrived: FastArrived) -> None:
         at, end = 0, len(data)

@@ -78,6 +78,10 @@ class Run:
         self.extend(frame[header_bytes:])
         return True
 
+    def follows(self, peer: FastPeer, records: bytes) -> bool:
+        """Whether sealed records are the next segments, as many as before, and nothing else."""
+        return len(records) == self.length and records.startswith(self.expected) and peer is self.peer
+
     def extend(self, payload: memoryview) -> None:
         """Take the next segments."""
         size = len(payload)
