@@ -221,6 +221,7 @@ class ConnectionAdded:
     uid: ConnectionUID
     overlay_key: bytes | None = field(repr=False)  # the session key where overlay traffic must be encrypted
     overlays: tuple[str, ...] | None  # the remote's, in its order; None: it never sent the feature
+    sleeve_formats: tuple[str, ...] = ()  # those the remote understands beside Weave's
 
 
 class ConnectionGone(msgspec.Struct, frozen=True):

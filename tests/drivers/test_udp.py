@@ -31,7 +31,8 @@ def received(by: socket.socket, count: int) -> list[tuple[bytes, Endpoint]]:
     found: list[tuple[bytes, Endpoint]] = []
     while len(found) < count:
         assert select.select([port], [], [], 10)[0], f"only {len(found)} came"
-        found += port.receive(64)
+        for buffer, size, step, source in port.receive_into([bytearray(65_536) for _ in range(4)]):
+            found += [(bytes(buffer[at : min(at + step, size)]), source) for at in range(0, size, step)]
     return found
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from weavenet.errors import LabError
@@ -165,6 +166,62 @@ def test_in_a_line_the_middle_relays_without_knowing_the_pods(lab: Lab) -> None:
     pods = bring_up(lab, ["--no-fastdp", "--no-discovery"], count=3)
     until(talks(lab, pods[0], pods[2]))
     until(talks(lab, pods[2], pods[1]))
+
+
+def crossed(lab: Lab, host: HostRecord, device: str) -> tuple[int, int]:
+    """Packets and bytes that went to user space by a device."""
+    counts = lab.namespace(host.name)
+    shown = process.run(["ip", "-j", "-s", "link", "show", device], namespace=counts)
+    (link,) = msgspec.json.decode(shown)
+    sent = link["stats64"]["tx"]
+    return sent["packets"], sent["bytes"]
+
+
+@pytest.mark.parametrize("is_sealed", [False, True])
+def test_two_of_our_own_hand_over_packets_of_many_segments(lab: Lab, tmp_path: Path, is_sealed: bool) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("wfvAwt7sj\n")
+    one, two = bring_up(lab, ["--no-fastdp", *([f"--password-file={secret}"] if is_sealed else [])])
+    until(talks(lab, one, two))
+    for source, target in ((one, two), (two, one)):
+        assert traffic.throughput(lab, traffic.Route(source.name, target.name, target.address), 1).mbit_s > 1
+    packets, octets = crossed(lab, lab.record.hosts[0], "weave-fast")
+    assert octets / packets > 2000, "larger than what the wire takes"
+    assert crossed(lab, lab.record.hosts[0], "weave-sleeve")[0] < 20
+
+
+def test_with_one_that_speaks_it_as_weave_does_sleeve_is_weaves_and_with_the_others_fast(lab: Lab) -> None:
+    made = [lab.add_host() for _ in range(3)]
+    before: list[str] = []
+    for host in made:
+        options = ["--no-fastdp", *(["--no-fast-sleeve"] if host is made[2] else [])]
+        lab.start_agent(host, peers=before, consensus=3, options=options)
+        before = [host.address]
+    lab.wait_until_connected()
+    one, two, old = [lab.add_pod(host) for host in made]
+    for source, target in ((one, two), (one, old), (old, two), (old, one)):
+        until(talks(lab, source, target))
+        assert traffic.throughput(lab, traffic.Route(source.name, target.name, target.address), 1).mbit_s > 1
+    assert crossed(lab, made[0], "weave-fast")[1] > 100_000
+    assert crossed(lab, made[0], "weave-sleeve")[1] > 100_000
+    assert crossed(lab, made[2], "weave-fast") == (0, 0)
+
+
+@pytest.mark.parametrize("last", ["--no-fast-sleeve", "--no-sleeve"])
+def test_large_packets_are_relayed_to_whom_is_reached_in_another_way(lab: Lab, last: str) -> None:
+    made = [lab.add_host() for _ in range(3)]
+    before: list[str] = []
+    for host, options in zip(made, (["--no-fastdp"], [], [last]), strict=True):
+        lab.start_agent(host, peers=before, consensus=3, options=["--no-discovery", *options])
+        before = [host.address]
+    for host in made:
+        until(lambda host=host: established(lab, host))  # type: ignore[misc]
+    pods = [lab.add_pod(host) for host in made]
+    for source, target in ((pods[0], pods[2]), (pods[2], pods[0])):
+        until(talks(lab, source, target))
+        assert traffic.throughput(lab, traffic.Route(source.name, target.name, target.address), 1).mbit_s > 10
+    packets, octets = crossed(lab, made[0], "weave-fast")
+    assert octets / packets > 2000
 
 
 def test_packets_larger_than_our_pods_take_arrive_in_pieces_also_beyond_a_relay(lab: Lab) -> None:

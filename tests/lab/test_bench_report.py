@@ -1,11 +1,12 @@
 from weavenet.lab.bench_report import report, table
 from weavenet.lab.bench_results import CniResult, Memory, PathResult, Results
-from weavenet.lab.traffic import RoundTrips, Throughput
+from weavenet.lab.traffic import PacketRate, RoundTrips, Throughput
 
 
 def path(name: str, mbit_s: float, p50_us: float) -> PathResult:
     moved = [Throughput(mbit_s * factor, 3, 0.25) for factor in (1, 2, 3)]
-    return PathResult(name, f"the {name} path", moved, [RoundTrips(1000, p50_us, p50_us * 2)] * 3)
+    small = [PacketRate(200_000, mbit_s * factor) for factor in (1, 2, 3)]
+    return PathResult(name, f"the {name} path", moved, [RoundTrips(1000, p50_us, p50_us * 2)] * 3, small)
 
 
 def results() -> Results:
@@ -27,6 +28,10 @@ def test_every_path_is_compared_with_every_base() -> None:
     page = report(results())
     assert "| the vxlan-bridge path | 10,000 | 0.50 | 1.00 | 1.25 | 0.250 | 3 |" in page
     assert "| the vxlan-routed path | 75.0 | 150.0 | 1.50 | 1.25 | 1.00 |" in page
+
+
+def test_small_packets_are_told_by_what_was_sent_and_what_came() -> None:
+    assert "| the bare path | 200,000 | 20,000 |" in report(results())
 
 
 def test_cni_is_told_by_its_median_and_its_worst() -> None:

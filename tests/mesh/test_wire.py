@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from weavenet.errors import HandshakeError, ProtocolError, RemoteError
 from weavenet.identity import PeerName, PeerUID, ShortID, format_peer_name, parse_peer_name
@@ -98,6 +99,15 @@ def test_features_of_version_1_leave_the_rest_open() -> None:
     assert parse_features(REQUIRED) == RemoteFeatures(
         PeerName(1), "n", PeerUID(1), 2, None, trusted=False, overlays=None
     )
+
+
+def test_formats_of_sleeve_are_a_feature_of_our_own_and_none_is_not_named() -> None:
+    local = LocalFeatures(PeerName(1), "n", PeerUID(1), 2, ShortID(3), trusted=False, overlays="sleeve")
+    assert "SleeveFormats" not in build_features(local)
+    named = build_features(replace(local, sleeve_formats="one two"))
+    assert named["SleeveFormats"] == "one two"
+    assert parse_features(named).sleeve_formats == ("one", "two")
+    assert parse_features(restrict_to_v1(named)).sleeve_formats == ()
 
 
 @pytest.mark.parametrize("text", ["1", "t", "T", "TRUE", "true", "True"])

@@ -4,7 +4,7 @@ from msgspec.structs import replace
 
 from weavenet.address import Address, Endpoint
 from weavenet.identity import PeerName, ShortID
-from weavenet.overlay.forwarding import BY_SLEEVE, Forwarding, Link, compute_forwarding
+from weavenet.overlay.forwarding import BY_FAST_SLEEVE, BY_SLEEVE, Forwarding, Link, compute_forwarding
 
 US, B, C, D = (PeerName(n) for n in (1, 2, 3, 4))
 
@@ -102,6 +102,18 @@ def test_what_a_link_by_sleeve_leads_to_has_no_outer_address() -> None:
         IDS.of(D): BY_SLEEVE,
     }
     assert forwarding.floods == {IDS.of(US): ((IDS.of(B), link(2).remote.address), (IDS.of(C), BY_SLEEVE))}
+
+
+def test_by_sleeve_in_the_fast_format_is_another_way() -> None:
+    forwarding = compute_forwarding(
+        short_ids=IDS,
+        unicast={US: PeerName(0), B: B, C: C},
+        floods={US: (B, C)},
+        links={B: replace(link(2), overlay="sleeve", is_fast=True), C: replace(link(3), overlay="sleeve")},
+    )
+
+    assert forwarding.peers == {IDS.of(B): BY_FAST_SLEEVE, IDS.of(C): BY_SLEEVE}
+    assert forwarding.floods == {IDS.of(US): ((IDS.of(B), BY_FAST_SLEEVE), (IDS.of(C), BY_SLEEVE))}
 
 
 def test_a_peer_without_a_short_id_cannot_be_sent_to_but_can_relay() -> None:

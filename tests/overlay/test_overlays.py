@@ -1,5 +1,9 @@
 """Two overlays on one connection: which of them carries its traffic, and what each is told."""
 
+from dataclasses import replace
+
+import pytest
+
 from weavenet.address import Address, Endpoint
 from weavenet.codec.vxlan import pack_vni
 from weavenet.effects import (
@@ -139,6 +143,24 @@ def test_with_a_peer_that_never_named_overlays_sleeve_has_messages_of_its_own() 
     assert SendOverlayControl(CONNECTION, b"\0\1", bare=True) in by_sleeve(overlays, 0.1)
     assert isinstance(overlays.control_arrived(control(0, 1), at(0.2))[0], Note)
     assert OverlayEstablished(CONNECTION) in overlays.control_arrived(control(0, 1, bare=True), at(0.2))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "is_fast"),
+    [
+        (("segments-1",), ("segments-1",), True),
+        (("segments-1",), ("segments-2", "segments-1"), True),
+        (("segments-1",), ("segments-2",), False),
+        (("segments-1",), (), False),
+        ((), ("segments-1",), False),
+    ],
+)
+def test_sleeve_is_fast_where_both_ends_understand_the_format(
+    ours: tuple[str, ...], theirs: tuple[str, ...], is_fast: bool
+) -> None:
+    overlays = Overlays(short_ids=Directory(), mtu_bytes=MTU, port=6784, names=("sleeve",), sleeve_formats=ours)
+    overlays.connection_added(replace(added(overlays=("sleeve",)), sleeve_formats=theirs), at(0))
+    assert overlays.links()[B].is_fast == is_fast
 
 
 def test_sleeve_alone_has_index_0() -> None:

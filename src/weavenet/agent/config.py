@@ -14,6 +14,7 @@ from weavenet.identity import PeerName, parse_peer_name
 from weavenet.ipam.modes import InitMode, parse_init_mode
 from weavenet.mesh.keyring import PASSWORD_BYTES_MAX, Password
 from weavenet.overlay.forwarding import FASTDP, SLEEVE
+from weavenet.overlay.sleeve.fast_wire import FAST_FORMAT
 
 PASSWORD_VARIABLE = "WEAVE_PASSWORD"  # noqa: S105 - its name
 DEFAULT_PORT = 6783
@@ -60,6 +61,7 @@ class AgentConfig(msgspec.Struct, frozen=True):
     min_protocol_version: int
     mtu_bytes: int
     overlays: tuple[str, ...]  # in order of preference
+    sleeve_formats: tuple[str, ...]  # beside Weave's
     bridge: str
     ipam: IpamOptions | None
     peers: tuple[str, ...]
@@ -168,6 +170,7 @@ class Flags(msgspec.Struct, frozen=True):
     mtu: int
     no_fastdp: bool
     no_sleeve: bool
+    no_fast_sleeve: bool
     weave_bridge: str
     ipalloc_range: str
     ipalloc_default_subnet: str
@@ -219,6 +222,7 @@ def build_config(flags: Flags) -> AgentConfig:
         discovery=not flags.no_discovery,
         min_protocol_version=flags.min_protocol_version,
         mtu_bytes=flags.mtu or DEFAULT_MTU_BYTES,
+        sleeve_formats=() if flags.no_fast_sleeve else (FAST_FORMAT,),
         overlays=parse_overlays(fastdp=not flags.no_fastdp, sleeve=not flags.no_sleeve),
         bridge=flags.weave_bridge,
         ipam=parse_ipam_options(flags.ipalloc_range, flags.ipalloc_default_subnet, flags.ipalloc_init),

@@ -2,9 +2,9 @@
 
     agent ──table, special frames to send──▶ ┐
                                              ├ forwarder: packet socket ◀──▶ SleevePipe ◀──▶ UDP 6783
-          ◀─special frames, refusals, counts─┘
+          ◀─special frames, refusals, counts─┘            another one   ◀──▶ FastPipe   ◀──▶ the same
 
-It is a process of its own so that packets and the control plane never wait for each other. It gets three descriptors
+It is a process of its own so that packets and the control plane never wait for each other. It gets its descriptors
 from the agent, gives up every right it has, and from then on has nothing but them: what peers send is parsed by a
 process that can do nothing else. It ends when the agent does; sequence numbers are lost with the
 process, so the agent then ends every connection that had a sleeve, and with it the key that must not see them again.
@@ -15,21 +15,28 @@ import os
 import select
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from importlib import import_module
 
 from msgspec.structs import asdict
 
-from weavenet.drivers.udp import UdpPort
+from weavenet.drivers.udp import Refusal, UdpPort
 from weavenet.effects import ConnectionNumber
+from weavenet.linux.fast_port import receive_whole, send_whole
 from weavenet.linux.sleeve_port import receive_frames
 from weavenet.overlay.sleeve import messages as m
-from weavenet.overlay.sleeve.pipe import Datagram, SleevePipe
+from weavenet.overlay.sleeve.fast_pipe import FastPipe
+from weavenet.overlay.sleeve.pipe import Arrived, Datagram, SleevePipe
 
+# What the forwarder is told with its descriptors: whether there can be keys.
+PLAIN, SEALED = b"p", b"s"
 BATCH = 64
+WHOLE_BATCH = 16  # of what may be 64 KB each
 _FRAME_BYTES_MAX = 65_600
 _COUNTERS_INTERVAL_S = 1.0
 _COMPLAINT_INTERVAL_S = 0.25
+_CRYPTOGRAPHY = "weavenet.overlay.sleeve.fast_crypto"
 _NOBODY = 65_534
 
 _PR_SET_NO_NEW_PRIVS, _PR_SET_NAME = 38, 15
@@ -38,13 +45,15 @@ _CAPABILITY_VERSION_3 = 0x20080522
 
 def forward(control: socket.socket) -> None:
     """Be the forwarder: wait for the descriptors, then serve until the agent is gone."""
-    message, descriptors, _, _ = socket.recv_fds(control, 1, 2)
-    if not message or len(descriptors) != 2:
+    message, descriptors, _, _ = socket.recv_fds(control, 1, 3)
+    if not message or len(descriptors) != 3:
         return  # the agent never got that far
-    udp = socket.socket(fileno=descriptors[1])
+    if message == SEALED:
+        import_module(_CRYPTOGRAPHY)  # while we may still read it: nobody may be kept out of where Python is installed
+    port, fast_port, udp = (socket.socket(fileno=one) for one in descriptors)
     give_up_rights()
     with suppress(KeyboardInterrupt, BrokenPipeError, ConnectionResetError):
-        Forwarder(control, socket.socket(fileno=descriptors[0]), udp).run()
+        Forwarder(control, port, fast_port, udp).run()
 
 
 def give_up_rights() -> None:
@@ -61,14 +70,19 @@ def give_up_rights() -> None:
 
 
 class Forwarder:
-    """The loop around a SleevePipe."""
+    """The loop around a SleevePipe and a FastPipe."""
 
-    def __init__(self, control: socket.socket, port: socket.socket, udp: socket.socket) -> None:
-        """Serve these three."""
+    def __init__(
+        self, control: socket.socket, port: socket.socket, fast_port: socket.socket, udp: socket.socket
+    ) -> None:
+        """Serve these four."""
         self._control = control
         self._port = port
+        self._fast_port = fast_port
         self._udp = UdpPort(udp)
         self._pipe = SleevePipe()
+        self._fast = FastPipe(self._pipe.counters)
+        self._buffers = [bytearray(_FRAME_BYTES_MAX) for _ in range(WHOLE_BATCH)]
         self._heard = bytearray()
         self._complained: dict[tuple[ConnectionNumber, str], float] = {}
         self._counted: dict[str, int] = {}
@@ -76,7 +90,7 @@ class Forwarder:
     def run(self) -> None:
         """Serve until the other end of the control socket is closed."""
         poll = select.epoll()
-        for descriptor in (self._control.fileno(), self._port.fileno(), self._udp.fileno()):
+        for descriptor in (one.fileno() for one in (self._control, self._port, self._fast_port, self._udp)):
             poll.register(descriptor, select.EPOLLIN)
         counters_due_s = 0.0
         while True:
@@ -84,7 +98,9 @@ class Forwarder:
             if self._control.fileno() in ready and not self._listen():
                 return
             if self._port.fileno() in ready:
-                self._send_batch()
+                self._take_out(receive_frames(self._port, BATCH))
+            if self._fast_port.fileno() in ready:
+                self._send_whole_batch()
             if self._udp.fileno() in ready:
                 self._receive_batch()
             now_s = time.monotonic()
@@ -104,6 +120,7 @@ class Forwarder:
             match m.decode_to_forwarder(bytes(self._heard[m.LENGTH_BYTES : end])):
                 case m.TableMessage(table):
                     self._pipe.apply(table)
+                    self._fast.apply(table)
                 case m.SendMessage(connection, frame, dont_fragment):
                     datagram = self._pipe.special(connection, frame, dont_fragment=dont_fragment)
                     if datagram is not None:
@@ -122,13 +139,23 @@ class Forwarder:
 
     # --- frames -------------------------------------------------------------------------------------------------------
 
-    def _send_batch(self) -> None:
-        datagrams, back = self._pipe.outgoing(receive_frames(self._port, BATCH))
+    def _send_whole_batch(self) -> None:
+        sends, others = self._fast.outgoing(receive_whole(self._fast_port, self._buffers))
+        self._complain(self._udp.send_gathered(sends))
+        self._take_out(others)
+
+    def _take_out(self, frames: Iterable[bytes]) -> None:
+        datagrams, back = self._pipe.outgoing(frames)
         self._send(datagrams)
         self._write(back)
 
     def _receive_batch(self) -> None:
-        arrived = self._pipe.incoming(self._udp.receive(BATCH))
+        fast = self._fast.incoming(self._udp.receive_into(self._buffers))
+        send_whole(self._fast_port, fast.frames)
+        self._pass_on(self._pipe.incoming_large(fast.large))
+        self._pass_on(self._pipe.incoming(fast.others))
+
+    def _pass_on(self, arrived: Arrived) -> None:
         self._write(arrived.frames)
         self._send(arrived.answers)
         for one in arrived.specials:
@@ -140,7 +167,10 @@ class Forwarder:
                 self._port.send(frame)
 
     def _send(self, datagrams: Sequence[Datagram]) -> None:
-        for refusal in self._udp.send(datagrams):
+        self._complain(self._udp.send(datagrams))
+
+    def _complain(self, refusals: Sequence[Refusal]) -> None:
+        for refusal in refusals:
             connection, pmtu_bytes = refusal.datagram.connection, refusal.pmtu_bytes
             if not self._may_complain(connection, f"pmtu {pmtu_bytes}"):
                 continue

@@ -42,6 +42,7 @@ EXIT_FAILED = 1
 @click.option("--mtu", default=0, type=click.IntRange(0, c.MTU_MAX), help=f"0 is {c.DEFAULT_MTU_BYTES}.")
 @click.option("--no-fastdp", is_flag=True, help="Reach peers by sleeve only, in user space.")
 @click.option("--no-sleeve", is_flag=True, help="Reach peers by fastdp only; then encrypted traffic has no way.")
+@click.option("--no-fast-sleeve", is_flag=True, help="Speak sleeve as Weave Net does, also with our own peers.")
 @click.option("--weave-bridge", default="weave", show_default=True)
 @click.option("--ipalloc-range", default="", help="Range to share, as in 10.32.0.0/12. None: no address allocation.")
 @click.option("--ipalloc-default-subnet", default="", help="Where addresses come from by default. Default: the range.")

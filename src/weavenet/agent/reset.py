@@ -16,8 +16,9 @@ from weavenet.dataplane.desired import vxlan_name
 from weavenet.dataplane.kernel import teardown
 from weavenet.errors import WeavenetError
 from weavenet.linux.datapath import FastDatapath
+from weavenet.linux.fast_port import FAST_PAIR
 from weavenet.linux.kernel import LinuxKernel
-from weavenet.linux.sleeve_port import NEAR, remove_port
+from weavenet.linux.sleeve_port import SLEEVE_PAIR, remove_pair
 
 
 def reset_host(config: AgentConfig, log: logging.Logger) -> None:
@@ -56,8 +57,9 @@ def _remove_from_kernel(config: AgentConfig, log: logging.Logger) -> None:
     device = vxlan_name(config.vxlan_port)
     kernel = LinuxKernel(config.bridge, device, FastDatapath(device, config.bpf_object))
     try:
-        if remove_port():
-            log.info("kernel: ip link delete %s", NEAR)
+        for pair in (SLEEVE_PAIR, FAST_PAIR):
+            if remove_pair(pair):
+                log.info("kernel: ip link delete %s", pair.near)
         for change in teardown(kernel):
             log.info("kernel: %s", change)
     finally:

@@ -290,6 +290,7 @@ class _Agent:
                 trusted_subnets=config.trusted_subnets,
                 connection_limit=config.connection_limit,
                 overlays=" ".join(config.overlays),
+                sleeve_formats=" ".join(config.sleeve_formats),
                 discovery=config.discovery,
                 min_version=config.min_protocol_version,
                 short_id=short_id,
@@ -343,8 +344,8 @@ class _Agent:
             return
         device = vxlan_name(self._config.vxlan_port)
 
-        def attach(port: int) -> None:
-            self._datapath.maps.attach_sleeve(port, socket.if_nametoindex(device))
+        def attach(port: int, fast_port: int) -> None:
+            self._datapath.maps.attach_sleeve(port, fast_port, socket.if_nametoindex(device))
 
         self._sleeve = Sleeve(self._loop, self._forwarder, attach, self._kernel_thread, self._log)
         self._stack.callback(self._sleeve.close)

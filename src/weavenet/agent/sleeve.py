@@ -18,11 +18,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
-from weavenet.agent.forward import forward
+from weavenet.agent.forward import PLAIN, SEALED, forward
 from weavenet.agent.loop import NodeLoop
 from weavenet.drivers.udp import open_udp
 from weavenet.effects import SendSleeveFrame
 from weavenet.errors import ConfigError, KernelError
+from weavenet.linux.fast_port import open_fast_port
 from weavenet.linux.sleeve_port import open_port
 from weavenet.node import inputs as i
 from weavenet.overlay.sleeve import messages as m
@@ -74,11 +75,11 @@ class Sleeve:
         self,
         loop: NodeLoop,
         first: ForwarderProcess,
-        attach: Callable[[int], None],
+        attach: Callable[[int, int], None],
         kernel_thread: ThreadPoolExecutor,
         log: logging.Logger,
     ) -> None:
-        """`attach` puts the programs on the device with that interface index; it runs in the kernel's thread."""
+        """`attach` puts the programs on both ports, given as interface indexes; it runs in the kernel's thread."""
         self.counters: Mapping[str, int] = {}
         self._loop = loop
         self._process = first
@@ -125,8 +126,12 @@ class Sleeve:
         running = asyncio.get_running_loop()
         port, index = await running.run_in_executor(self._kernel_thread, open_port)
         with port:
-            await running.run_in_executor(self._kernel_thread, self._attach, index)
-            socket.send_fds(self._process.control, [b"x"], [port.fileno(), self._udp.fileno()])
+            fast_port, fast_index = await running.run_in_executor(self._kernel_thread, open_fast_port)
+            with fast_port:
+                await running.run_in_executor(self._kernel_thread, self._attach, index, fast_index)
+                given = [one.fileno() for one in (port, fast_port, self._udp)]
+                kind = PLAIN if self._loop.node.mesh.keyring is None else SEALED
+                socket.send_fds(self._process.control, [kind], given)
 
     async def _replace(self) -> None:
         self._process.control.close()

@@ -11,12 +11,15 @@ Two ways lead to a peer: on one the kernel may fragment, on the other it must no
 import errno
 import socket
 import struct
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
 import msgspec
 
 from weavenet.address import Endpoint, address_from_bytes, format_address
+from weavenet.overlay.sleeve.fast_peer import FastSend
+from weavenet.overlay.sleeve.fast_pipe import Received
 from weavenet.overlay.sleeve.pipe import Datagram
 
 DATAGRAM_BYTES_MAX = 65_507  # of UDP payload, in one call too
@@ -26,6 +29,7 @@ _PEERS_MAX = 4096  # addresses remembered in both forms
 
 _IP_MTU_DISCOVER, _PMTUDISC_DONT, _PMTUDISC_DO = 10, 0, 2  # <linux/in.h>
 _IP_MTU = 14
+_SEGMENT = struct.Struct("=H")
 _SOL_UDP, _UDP_SEGMENT, _UDP_GRO = 17, 103, 104  # <linux/udp.h>
 _ANCILLARY_BYTES = socket.CMSG_SPACE(4)
 _TRANSIENT = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ECONNREFUSED, errno.EINTR})
@@ -69,18 +73,15 @@ class UdpPort:
         """Return the descriptor, to wait on."""
         return self._udp.fileno()
 
-    def receive(self, calls_max: int) -> list[tuple[bytes, Endpoint]]:
-        """Return what has come, after so many calls at most."""
-        received: list[tuple[bytes, Endpoint]] = []
+    def receive_into(self, buffers: Sequence[bytearray]) -> list[Received]:
+        """Return what has come, one call for each buffer at most; of datagrams in a row the last may be shorter."""
+        received: list[Received] = []
         with suppress(BlockingIOError):
-            for _ in range(calls_max):
-                data, ancillary, _, address = self._udp.recvmsg(DATAGRAM_BYTES_MAX, _ANCILLARY_BYTES)
+            for buffer in buffers:
+                size, ancillary, _, address = self._udp.recvmsg_into([buffer], _ANCILLARY_BYTES)
                 remote = self._endpoints.get(address) or self._remember(address)
-                if not ancillary:
-                    received.append((data, remote))
-                    continue
-                step = int.from_bytes(ancillary[0][2][:4], "little") or len(data)
-                received += [(data[at : at + step], remote) for at in range(0, len(data), step)]
+                step = int.from_bytes(ancillary[0][2][:4], sys.byteorder) if ancillary else 0
+                received.append((buffer, size, step or size or 1, remote))
         return received
 
     def send(self, datagrams: Sequence[Datagram]) -> list[Refusal]:
@@ -96,6 +97,33 @@ class UdpPort:
                 refusals += alone
             at = end
         return refusals
+
+    def send_gathered(self, sends: Sequence[FastSend]) -> list[Refusal]:
+        """Send what is put together already; as `send`."""
+        refusals: list[Refusal] = []
+        for one in sends:
+            if one.count == 1 or self._joins:
+                self._choose_way(may_fragment=False)
+                control = [] if one.count == 1 else [(_SOL_UDP, _UDP_SEGMENT, _SEGMENT.pack(one.segment_bytes))]
+                try:
+                    self._udp.sendmsg(one.buffers, control, 0, self._address_of(one.remote))
+                except OSError as error:
+                    if error.errno in _TRANSIENT:
+                        continue
+                else:
+                    continue
+            refusals += self._send_apart(one)
+        return refusals
+
+    def _send_apart(self, one: FastSend) -> list[Refusal]:
+        """Send one by one, as the kernel refuses all together; the first may tell why."""
+        whole, step = b"".join(one.buffers), one.segment_bytes
+        for at in range(0, len(whole), step):
+            refused = self._send_alone(Datagram(one.connection, one.remote, whole[at : at + step], dont_fragment=True))
+            if refused:
+                return refused
+        self._joins = self._joins and one.count == 1
+        return []
 
     def _run_end(self, datagrams: Sequence[Datagram], start: int) -> int:
         """Return where the datagrams that can leave together with the one at `start` end."""
@@ -118,8 +146,7 @@ class UdpPort:
     def _send_joined(self, datagrams: Sequence[Datagram]) -> bool:
         """Send all in one call; False if the kernel does not want to."""
         self._choose_way(may_fragment=False)
-        segment = struct.pack("=H", len(datagrams[0].payload))
-        control = [(_SOL_UDP, _UDP_SEGMENT, segment)]
+        control = [(_SOL_UDP, _UDP_SEGMENT, _SEGMENT.pack(len(datagrams[0].payload)))]
         payloads = [one.payload for one in datagrams]
         try:
             self._udp.sendmsg(payloads, control, 0, self._address_of(datagrams[0].remote))

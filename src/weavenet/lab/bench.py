@@ -8,6 +8,7 @@ and ratios are taken within a round.
 import os
 import platform
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -22,8 +23,9 @@ from weavenet.lab.process import this_process
 from weavenet.lab.record import Paths
 
 HOSTS = 3
-TRANSFER_S = 3
-PINGPONG_S = 2
+TRANSFER_S = 2
+PINGPONG_S = 1
+PACKETS_S = 1
 CNI_CALLS_PER_ROUND = 20
 
 
@@ -45,7 +47,8 @@ def bench(*, rounds: int, into: Path, baselines_only: bool) -> None:
             bring_up(lab, HOSTS)
             lab.wait_until_connected()
             results.memory = bench_agents.memory(lab)
-        _measure_paths(lab, results, with_weavenet=not baselines_only)
+        with ExitStack() as stack:
+            _measure_paths(lab, results, stack, with_weavenet=not baselines_only)
         click.echo("CNI")
         results.cni = bench_cni.measure(lab, rounds * CNI_CALLS_PER_ROUND, with_weavenet=not baselines_only)
     finally:
@@ -58,27 +61,29 @@ def bench(*, rounds: int, into: Path, baselines_only: bool) -> None:
     click.echo(page)
 
 
-def _measure_paths(lab: Lab, results: Results, *, with_weavenet: bool) -> None:
-    click.echo("TCP throughput and round trips")
+def _measure_paths(lab: Lab, results: Results, stack: ExitStack, *, with_weavenet: bool) -> None:
+    click.echo("TCP throughput and round trips, small UDP packets")
     contenders = [bench_paths.bare(lab), bench_paths.vxlan_bridge(lab), bench_paths.vxlan_routed(lab)]
     if with_weavenet:
-        contenders.append(bench_paths.weavenet(lab))
+        contenders += [bench_paths.weavenet(lab), *bench_paths.sleeves(stack)]
     results.paths = [PathResult(one.name, one.title) for one in contenders]
     for one in contenders:
-        traffic.ping(lab, one.route)
-        traffic.throughput(lab, one.route, 1)  # the first transfer fills caches and learns addresses
+        traffic.ping(one.lab, one.route)
+        traffic.throughput(one.lab, one.route, 1)  # the first transfer fills caches and learns addresses
     turns = list(zip(contenders, results.paths, strict=True))
     for number in range(results.rounds):
         first = number % len(turns)
         for one, result in turns[first:] + turns[:first]:
-            moved = traffic.throughput(lab, one.route, TRANSFER_S)
-            back = traffic.round_trips(lab, one.route, PINGPONG_S)
+            moved = traffic.throughput(one.lab, one.route, TRANSFER_S)
+            back = traffic.round_trips(one.lab, one.route, PINGPONG_S)
+            small = traffic.packet_rate(one.lab, one.route, PACKETS_S)
             result.throughputs.append(moved)
             result.latencies.append(back)
+            result.packets.append(small)
             click.echo(
                 f"  round {number + 1}  {one.title:36} {moved.mbit_s:8,.0f} Mbit/s"
                 f" {moved.cpu_s_per_gbit:7.3f} CPU s/Gbit"
-                f"   p50 {back.p50_us:6.1f} µs   p99 {back.p99_us:6.1f} µs"
+                f"   p50 {back.p50_us:6.1f} µs   p99 {back.p99_us:6.1f} µs   {small.received:9,.0f} packets/s"
             )
 
 

@@ -1,19 +1,25 @@
-"""The paths that weavenet is measured beside, each between the same two hosts of one lab.
+"""The paths that weavenet is measured beside, each between two hosts of a lab.
 
     bare            host to host on the uplinks: what the link itself can do
     vxlan-bridge    pod - bridge - VXLAN device - uplink: one layer-2 network from the kernel's own parts, learning
     vxlan-routed    pod - bridge - route - VXLAN device - uplink: a subnet per host, as Flannel sets it up
     weavenet        pod - bridge - VXLAN device with eBPF - uplink
+    sleeve          pod - bridge - eBPF - veth pair - process - UDP - uplink; and the same with a password
+    sleeve-weave    the same in Weave's own format, as with a peer that knows no other
 
-All of them are up at the same time and are measured in turns, so that what else happens on the machine happens to all.
+A host has one agent, so each way to run one has hosts of its own; the others share theirs. All of them are up at the
+same time and are measured in turns, so that what else happens on the machine happens to all.
 """
 
-from collections.abc import Callable
+import secrets
+from contextlib import ExitStack
 from dataclasses import dataclass
 
+from weavenet.lab.demo import bring_up
 from weavenet.lab.hosts import Lab
 from weavenet.lab.network import UPLINK, ip
-from weavenet.lab.record import HostRecord, PodRecord
+from weavenet.lab.process import this_process
+from weavenet.lab.record import HostRecord, Paths, PodRecord
 from weavenet.lab.traffic import Route
 
 VXLAN_MTU = 1450  # 1500 less the outer IPv4, UDP, VXLAN and Ethernet headers
@@ -28,16 +34,14 @@ class Contender:
 
     name: str
     title: str
+    lab: Lab
     route: Route
-
-
-Setup = Callable[[Lab], Contender]
 
 
 def bare(lab: Lab) -> Contender:
     """Return the path from host to host."""
     first, second = lab.record.hosts[:2]
-    return Contender("bare", "bare link, host to host", Route(first.name, second.name, second.address))
+    return Contender("bare", "bare link, host to host", lab, Route(first.name, second.name, second.address))
 
 
 def vxlan_bridge(lab: Lab) -> Contender:
@@ -59,7 +63,7 @@ def vxlan_bridge(lab: Lab) -> Contender:
         flood = [f"fdb append 00:00:00:00:00:00 dev vxbridge dst {other.address}"]
         ip(lab.namespace(host.name), flood, tool="bridge")
         pods.append(_plug(lab, host, f"vxb{host.number}", bridge="brvx", address=f"10.244.0.{host.number}/24"))
-    return Contender("vxlan-bridge", "kernel VXLAN and bridge", _between(pods, "10.244.0.2"))
+    return Contender("vxlan-bridge", "kernel VXLAN and bridge", lab, _between(pods, "10.244.0.2"))
 
 
 def vxlan_routed(lab: Lab) -> Contender:
@@ -87,13 +91,36 @@ def vxlan_routed(lab: Lab) -> Contender:
         pod = _plug(lab, host, f"flannel{host.number}", bridge="cni0", address=f"{here}.2/24")
         ip(lab.namespace(pod.name), [f"route add default via {here}.1"])
         pods.append(pod)
-    return Contender("vxlan-routed", "kernel VXLAN, routed (as Flannel)", _between(pods, "10.245.2.2"))
+    return Contender("vxlan-routed", "kernel VXLAN, routed (as Flannel)", lab, _between(pods, "10.245.2.2"))
 
 
 def weavenet(lab: Lab) -> Contender:
     """Attach two pods to weavenet; the agents run already. Raises LabError."""
     pods = [lab.add_pod(host) for host in lab.record.hosts[:2]]
-    return Contender("weavenet", "weavenet", _between(pods, pods[1].address))
+    return Contender("weavenet", "weavenet", lab, _between(pods, pods[1].address))
+
+
+def sleeves(stack: ExitStack) -> list[Contender]:
+    """Set up hosts whose agents reach each other by sleeve alone, until the stack is closed. Raises LabError."""
+    return [
+        _sleeve(stack, "sleeve", "weavenet, sleeve"),
+        _sleeve(stack, "sleeve-sealed", "weavenet, sleeve, password", has_password=True),
+        _sleeve(stack, "sleeve-weave", "weavenet, sleeve in Weave's format", "--no-fast-sleeve"),
+    ]
+
+
+def _sleeve(stack: ExitStack, name: str, title: str, *options: str, has_password: bool = False) -> Contender:
+    lab = Lab.create(Paths(f"bench-{name}"), owner=this_process())
+    stack.callback(lab.down)
+    if has_password:
+        file = lab.paths.state / "password"
+        file.touch(mode=0o600)
+        file.write_text(secrets.token_hex())
+        options = (*options, f"--password-file={file}")
+    bring_up(lab, 2, options=["--no-fastdp", *options])
+    lab.wait_until_connected()
+    pods = [lab.add_pod(host) for host in lab.record.hosts]
+    return Contender(name, title, lab, _between(pods, pods[1].address))
 
 
 def _plug(lab: Lab, host: HostRecord, name: str, *, bridge: str, address: str) -> PodRecord:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from weavenet.lab.traffic import RoundTrips, Throughput
+from weavenet.lab.traffic import PacketRate, RoundTrips, Throughput
 
 
 @dataclass(slots=True)
@@ -15,6 +15,7 @@ class PathResult:
     title: str
     throughputs: list[Throughput] = field(default_factory=list)
     latencies: list[RoundTrips] = field(default_factory=list)
+    packets: list[PacketRate] = field(default_factory=list)
 
 
 @dataclass(slots=True)

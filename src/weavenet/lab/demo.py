@@ -85,11 +85,11 @@ def demonstrate(paths: Paths) -> None:
     click.secho("The demonstration went well.", fg="green")
 
 
-def bring_up(lab: Lab, hosts: int) -> list[HostRecord]:
+def bring_up(lab: Lab, hosts: int, *, options: Sequence[str] = ()) -> list[HostRecord]:
     """Make hosts and start an agent on each, the first told of nobody, each other only of the one before it."""
     made = [lab.add_host() for _ in range(hosts)]
     for before, host in zip([None, *made], made, strict=False):
-        lab.start_agent(host, peers=[before.address] if before else [], consensus=hosts)
+        lab.start_agent(host, peers=[before.address] if before else [], consensus=hosts, options=options)
     return made
 
 

@@ -24,6 +24,7 @@ from weavenet.lab.process import Deadline, execute, run
 IPERF_PORT = 5201
 PINGPONG_PORT = 5202
 CONGESTION_CONTROL = "cubic"
+SMALL_BYTES = 64
 TICKS_PER_S = 100  # USER_HZ, the unit of /proc/stat: the same on every machine Debian runs on
 
 
@@ -43,6 +44,14 @@ class Throughput:
     mbit_s: float
     retransmits: int
     cpu_s_per_gbit: float
+
+
+@dataclass(frozen=True, slots=True)
+class PacketRate:
+    """Small UDP packets per second: sent as fast as the sender can, and received."""
+
+    sent: float
+    received: float
 
 
 class RoundTrips(msgspec.Struct, frozen=True):
@@ -73,6 +82,20 @@ def ping(lab: Lab, route: Route) -> str:
 def throughput_command(address: str, duration_s: int) -> list[str]:
     """Return the client's command that `throughput` runs, but for the form of its output."""
     return ["iperf3", "-c", address, "-C", CONGESTION_CONTROL, "-t", str(duration_s)]
+
+
+class _Sum(msgspec.Struct):
+    packets: int
+    lost_packets: int
+    seconds: float
+
+
+class _PacketEnd(msgspec.Struct):
+    sum: _Sum
+
+
+class _PacketReport(msgspec.Struct):
+    end: _PacketEnd
 
 
 class _Sent(msgspec.Struct):
@@ -116,6 +139,21 @@ def throughput(lab: Lab, route: Route, duration_s: int) -> Throughput:
         retransmits=end.sum_sent.retransmits,
         cpu_s_per_gbit=spent_s / (end.sum_received.bytes * 8 / 1e9),
     )
+
+
+def packet_rate(lab: Lab, route: Route, duration_s: int) -> PacketRate:
+    """Send UDP packets of 64 octets for that long, as fast as it goes. Raises LabError."""
+    server = lab.start("iperf3 server", ["iperf3", "-s", "-p", str(IPERF_PORT)], where=route.target)
+    try:
+        _wait_for_listener(lab, route.target, IPERF_PORT)
+        source_cpu, target_cpu = processors()
+        argv = ["iperf3", "-c", route.address, "-p", str(IPERF_PORT), "-u", "-l", str(SMALL_BYTES), "-b", "0"]
+        argv += ["-t", str(duration_s), "--json", "-A", f"{source_cpu},{target_cpu}"]
+        text = run(argv, namespace=lab.namespace(route.source), timeout_s=duration_s + 20)
+    finally:
+        lab.finish(server)
+    found = msgspec.json.decode(text, type=_PacketReport).end.sum
+    return PacketRate(found.packets / found.seconds, (found.packets - found.lost_packets) / found.seconds)
 
 
 def round_trips(lab: Lab, route: Route, duration_s: int) -> RoundTrips:

@@ -43,7 +43,7 @@ _FLOOD_MISS = 1
 # The structs of fastdp.c, in the byte order of this machine.
 _U32 = struct.Struct("=I")
 _U64 = struct.Struct("=Q")
-_CONFIG = struct.Struct("=IIII")  # our short ID, indexes of the sleeve port and the VXLAN device, reserved
+_CONFIG = struct.Struct("=IIII")  # our short ID, indexes of the sleeve port, the VXLAN device and the fast sleeve port
 _HOP = struct.Struct("=II")  # short ID, remote
 _PLACE = struct.Struct("=QII")  # seen (ns), where, reserved
 _SPECIAL = struct.Struct("=II")  # remote, VNI
@@ -94,7 +94,7 @@ class _Config(NamedTuple):
     ours: int
     port: int
     vxlan: int
-    reserved: int
+    fast_port: int
 
 
 class FastdpMaps:
@@ -149,14 +149,16 @@ class FastdpMaps:
         names = {tc.Direction.INGRESS: _INGRESS, tc.Direction.EGRESS: _EGRESS}
         tc.attach(ifindex, {way: (name, self._object.programs[name]) for way, name in names.items()})
 
-    def attach_sleeve(self, port: int, vxlan: int) -> None:
-        """Have peers that are reached by sleeve reached by one device, and what comes by it received as by the other.
+    def attach_sleeve(self, port: int, fast_port: int, vxlan: int) -> None:
+        """Have peers that are reached by sleeve reached by one of two devices, after its format.
 
-        Both are interface indexes in the network namespace of the calling thread. Twice is once.
+        What comes by these is received as by the VXLAN device. All are interface indexes in the network namespace of
+        the calling thread. Twice is once.
         """
         names = {tc.Direction.INGRESS: _SLEEVE_INGRESS, tc.Direction.EGRESS: _SLEEVE_EGRESS}
-        tc.attach(port, {way: (name, self._object.programs[name]) for way, name in names.items()})
-        self._write_config(self._config()._replace(port=port, vxlan=vxlan))
+        for one in (port, fast_port):
+            tc.attach(one, {way: (name, self._object.programs[name]) for way, name in names.items()})
+        self._write_config(self._config()._replace(port=port, fast_port=fast_port, vxlan=vxlan))
 
     # --- what the mesh decides ----------------------------------------------------------------------------------------
 

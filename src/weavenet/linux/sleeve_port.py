@@ -16,7 +16,8 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from weavenet.dataplane.model import DEVICE_ALIAS
 from weavenet.errors import KernelError
@@ -34,7 +35,6 @@ from weavenet.linux.netlink import Netlink
 from weavenet.linux.netns import open_namespace
 from weavenet.linux.pods import draw_mac
 
-NEAR, FAR = "weave-sleeve", "weave-sleeve-u"
 FRAME_BYTES_MAX = 65_600
 
 _OWN_NAMESPACE = "/proc/thread-self/ns/net"
@@ -52,39 +52,63 @@ _ETHTOOL_STXCSUM = 0x17
 _IFREQ_POINTER = struct.Struct("@16sP16x")
 
 
+class VethPair(NamedTuple):
+    """A pair of ours: the programs are on the near end, a packet socket on the far end."""
+
+    near: str
+    far: str
+    is_cut: bool  # whether the kernel cuts what is large, and makes checksums, before it comes to the socket
+
+
+class SocketOption(NamedTuple):
+    """Something to switch on."""
+
+    level: int
+    name: int
+
+
+SLEEVE_PAIR = VethPair("weave-sleeve", "weave-sleeve-u", is_cut=True)
+
+
 def open_port() -> tuple[socket.socket, int]:
     """Make the pair, or take the one there is; return the forwarder's socket and the near end's interface index.
 
     Both are of the calling thread's network namespace. Raises KernelError.
     """
+    return open_pair(SLEEVE_PAIR)
+
+
+def open_pair(pair: VethPair, options: Sequence[SocketOption] = ()) -> tuple[socket.socket, int]:
+    """Do what open_port does, with any pair, and switch on what the socket is to have besides. Raises KernelError."""
     with Netlink() as netlink:
-        if find_link(netlink, NEAR) is None:
+        if find_link(netlink, pair.near) is None:
             namespace = open_namespace(_OWN_NAMESPACE)
             try:
-                near, far = VethEnd(NEAR, draw_mac()), VethEnd(FAR, draw_mac())
+                near, far = VethEnd(pair.near, draw_mac()), VethEnd(pair.far, draw_mac())
                 netlink.execute(create_veth(near, far, namespace=namespace, mtu=_MTU_BYTES, master=0))
             finally:
                 os.close(namespace)
         quiet = set_ipv6_link_local(on=False)
-        for name in (NEAR, FAR):
+        for name in (pair.near, pair.far):
             index = require_link(netlink, name).index
             alias = set_alias(DEVICE_ALIAS)
             netlink.execute(change_link(index, f"switch {name} on", alias, quiet, up=True))
-        index = require_link(netlink, NEAR).index
+        index = require_link(netlink, pair.near).index
     try:
-        _offload_nothing(NEAR)
-        return _open_socket(), index
+        if pair.is_cut:
+            _offload_nothing(pair.near)
+        return _open_socket(pair.far, options), index
     except OSError as error:
-        raise KernelError(f"cannot open a packet socket on {FAR}: {error.strerror}; sleeve needs it") from error
+        raise KernelError(f"cannot open a packet socket on {pair.far}: {error.strerror}; sleeve needs it") from error
 
 
-def remove_port() -> bool:
-    """Remove the pair from the calling thread's network namespace; False if it was not there. Raises KernelError."""
+def remove_pair(pair: VethPair) -> bool:
+    """Remove a pair from the calling thread's network namespace; False if it was not there. Raises KernelError."""
     with Netlink() as netlink:
-        link = find_link(netlink, NEAR)
+        link = find_link(netlink, pair.near)
         if link is None or link.alias != DEVICE_ALIAS:
             return False
-        netlink.execute(delete_link(link.index, NEAR))
+        netlink.execute(delete_link(link.index, pair.near))
         return True
 
 
@@ -103,14 +127,16 @@ def receive_frames(port: socket.socket, count: int) -> Iterator[bytes]:
         yield frame
 
 
-def _open_socket() -> socket.socket:
+def _open_socket(far: str, options: Sequence[SocketOption]) -> socket.socket:
     port = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
     try:
         port.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
         port.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
+        for switch in options:
+            port.setsockopt(switch.level, switch.name, 1)
         for option in (_SO_RCVBUFFORCE, _SO_SNDBUFFORCE):  # CAP_NET_ADMIN may exceed the host's limit
             port.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
-        port.bind((FAR, _ETH_P_ALL))
+        port.bind((far, _ETH_P_ALL))
     except OSError:
         port.close()
         raise

@@ -69,7 +69,7 @@ class Admission:
             self.end(link, error, now)
             return False
         restarted = before is not None and before.uid != introduced.features.uid
-        self._add(link, introduced.features.overlays, now, is_new=before is None, restarted=restarted)
+        self._add(link, introduced.features, now, is_new=before is None, restarted=restarted)
         return True
 
     def check_limit(self) -> None:
@@ -110,9 +110,7 @@ class Admission:
         if link.uid >= other.uid:
             raise error
 
-    def _add(
-        self, link: LocalConnection, overlays: tuple[str, ...] | None, now: Now, *, is_new: bool, restarted: bool
-    ) -> None:
+    def _add(self, link: LocalConnection, remote: RemoteFeatures, now: Now, *, is_new: bool, restarted: bool) -> None:
         assert link.name is not None
         assert link.uid is not None
         assert link.local is not None
@@ -137,7 +135,8 @@ class Admission:
                 outbound=link.outbound,
                 uid=link.uid,
                 overlay_key=None if link.overlay_keys is None else link.overlay_keys.sealing,
-                overlays=overlays,
+                overlays=remote.overlays,
+                sleeve_formats=remote.sleeve_formats,
             )
         )
         if restarted or is_new:

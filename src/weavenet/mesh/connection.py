@@ -90,6 +90,7 @@ class ConnectionOptions(msgspec.Struct, frozen=True):
     min_version: int = VERSION_MIN
     max_version: int = VERSION_MAX
     overlays: str = "fastdp"
+    sleeve_formats: str = ""
     can_move: bool = True  # to another password; Weave cannot
 
 
@@ -153,6 +154,7 @@ class Connection:
                 short_id=short_id,
                 trusted=trusted,
                 overlays=options.overlays,
+                sleeve_formats=options.sleeve_formats,
             )
         )
         if self._ring is not None and options.can_move:

@@ -86,6 +86,7 @@ class MeshConfig(msgspec.Struct, frozen=True):
     min_version: int = VERSION_MIN
     max_version: int = VERSION_MAX
     overlays: str = "fastdp"
+    sleeve_formats: str = ""  # beside Weave's
     short_id: ShortID | None = None  # what others knew us by before a restart; None: a random one
 
 
@@ -98,7 +99,9 @@ class Mesh:
         self.config = config
         self._entropy = entropy
         self._local_peer = LocalPeer(config.name, config.uid, config.nickname)
-        self._options = ConnectionOptions(config.keyring, config.min_version, config.max_version, config.overlays)
+        self._options = ConnectionOptions(
+            config.keyring, config.min_version, config.max_version, config.overlays, config.sleeve_formats
+        )
         self._out: list[Output] = []
         self._channels = frozenset(channels)
         self._surrogate = SurrogateMemory()

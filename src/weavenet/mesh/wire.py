@@ -34,6 +34,8 @@ FEATURES_V1 = ("ConnID", "Name", "NickName", "PeerNameFlavour", "UID")
 PUBLIC_KEY_V1 = "PublicKey"
 # Ours: the sender can move an encrypted connection to another password. Weave ignores what it does not know.
 REKEY, REKEY_VERSION = "Rekey", "1"
+# Ours, too: formats of sleeve's datagrams that the sender understands, beside Weave's.
+SLEEVE_FORMATS = "SleeveFormats"
 _FLAVOUR = "mac"
 _REQUIRED = ("PeerNameFlavour", "Name", "NickName", "UID", "ConnID")
 _TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
@@ -81,6 +83,7 @@ class LocalFeatures(msgspec.Struct, frozen=True):
     short_id: ShortID
     trusted: bool
     overlays: str
+    sleeve_formats: str = ""
 
 
 class RemoteFeatures(msgspec.Struct, frozen=True):
@@ -93,12 +96,13 @@ class RemoteFeatures(msgspec.Struct, frozen=True):
     short_id: ShortID | None
     trusted: bool  # whether the remote trusts our address
     overlays: tuple[str, ...] | None  # in its order of preference
+    sleeve_formats: tuple[str, ...] = ()  # ours: those beside Weave's that it understands
     moves: bool = False  # whether it can move to another password (session.py)
 
 
 def build_features(local: LocalFeatures) -> dict[str, str]:
     """Return the map to send in version 2."""
-    return {
+    features = {
         "PeerNameFlavour": _FLAVOUR,
         "Name": format_peer_name(local.name),
         "NickName": local.nickname,
@@ -108,6 +112,9 @@ def build_features(local: LocalFeatures) -> dict[str, str]:
         "Trusted": "true" if local.trusted else "false",
         "Overlays": local.overlays,
     }
+    if local.sleeve_formats:
+        features[SLEEVE_FORMATS] = local.sleeve_formats
+    return features
 
 
 def restrict_to_v1(features: Mapping[str, str]) -> dict[str, str]:
@@ -136,6 +143,7 @@ def parse_features(features: Mapping[str, str]) -> RemoteFeatures:
         short_id=None if short_id is None else ShortID(_parse_uint(short_id, SHORT_ID_BITS)),
         trusted=trusted is not None and _parse_bool(trusted),
         overlays=None if overlays is None else tuple(overlays.split(" ")),
+        sleeve_formats=tuple(features.get(SLEEVE_FORMATS, "").split()),
         moves=features.get(REKEY) == REKEY_VERSION,
     )
 

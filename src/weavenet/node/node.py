@@ -56,6 +56,7 @@ from weavenet.node import inputs as i
 from weavenet.node.targets import KEY_TARGETS, encode_targets
 from weavenet.overlay.forwarding import FASTDP, Forwarding, compute_forwarding
 from weavenet.overlay.overlays import Overlays
+from weavenet.overlay.sleeve.fast_wire import label_of
 from weavenet.overlay.sleeve.table import SleeveConnection, SleeveTable
 
 IPAM_CHANNEL = "IPallocation"
@@ -92,6 +93,7 @@ class Node:
             mtu_bytes=config.mtu_bytes,
             port=config.vxlan_port,
             names=config.mesh.overlays.split(),
+            sleeve_formats=config.mesh.sleeve_formats.split(),
         )
         self._flood_origins: set[PeerName] = set()
 
@@ -156,6 +158,7 @@ class Node:
                 mtu_bytes=link.mtu_bytes,
                 payload_bytes_max=link.payload_bytes_max,
                 fragments_pass=link.fragments_pass,
+                fast_label=label_of(added.uid) if self.overlays.has_fast_sleeve(added) else None,
             )
             for name, (added, link, opening) in sleeves.items()
         )

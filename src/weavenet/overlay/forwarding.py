@@ -24,6 +24,8 @@ from weavenet.identity import PeerName, ShortID
 FASTDP, SLEEVE = "fastdp", "sleeve"
 # In place of an outer address: the next hop is reached by sleeve. No peer can have the limited broadcast address.
 BY_SLEEVE = Address(0xFFFF_FFFF)
+# The same, in the fast format: another device, to which the kernel hands large packets whole.
+BY_FAST_SLEEVE = Address(0xFFFF_FFFE)
 
 
 class ShortIDs(Protocol):
@@ -49,13 +51,14 @@ class Link(msgspec.Struct, frozen=True):
     overlay: str  # the one in use
     established: bool
     mtu: int  # bytes of payload of the largest inner frame
+    is_fast: bool = False  # by sleeve: in the fast format
 
 
 class Forwarding(msgspec.Struct, frozen=True):
     """What the kernel's maps should hold."""
 
     ours: ShortID
-    peers: Mapping[ShortID, Address]  # destination -> outer IPv4 of the next hop towards it, or BY_SLEEVE
+    peers: Mapping[ShortID, Address]  # destination -> outer IPv4 of the next hop towards it, or one of the above
     floods: Mapping[ShortID, tuple[tuple[ShortID, Address], ...]]  # origin -> next hops, each with the same
 
 
@@ -113,4 +116,6 @@ def _usable(links: Mapping[PeerName, Link], next_hop: PeerName) -> Link | None:
 
 
 def _outer(link: Link) -> Address:
-    return link.remote.address if link.overlay == FASTDP else BY_SLEEVE
+    if link.overlay == FASTDP:
+        return link.remote.address
+    return BY_FAST_SLEEVE if link.is_fast else BY_SLEEVE

@@ -50,6 +50,7 @@ from weavenet.overlay.heartbeat import (
     LinkIdentity,
     heartbeat_uid,
 )
+from weavenet.overlay.sleeve.fast_wire import FAST_FORMAT
 from weavenet.overlay.sleeve.link import Said, SendControl, SleeveIdentity, SleeveLink
 from weavenet.overlay.sleeve.wire import SpecialKind, special_kind_of
 from weavenet.overlay.sleeve.wire import heartbeat_uid as sleeve_heartbeat_uid
@@ -92,12 +93,17 @@ class Overlays:
         mtu_bytes: int,
         port: int,
         names: Sequence[str] = (FASTDP,),
+        sleeve_formats: Sequence[str] = (),
     ) -> None:
-        """Serve one VXLAN device: its MTU, and its UDP port, which is our mesh port + 1; `names` in our preference."""
+        """Serve one VXLAN device: its MTU, and its UDP port, which is our mesh port + 1; `names` in our preference.
+
+        `sleeve_formats` are those that we understand beside Weave's.
+        """
         self._directory = short_ids
         self._mtu_bytes = mtu_bytes
         self._port = port
         self._names = tuple(names)
+        self._sleeve_formats = frozenset(sleeve_formats)
         self._connections: dict[ConnectionNumber, _Connection] = {}
         self._by_peer: dict[PeerName, ConnectionNumber] = {}
         self._early = EarlyHeartbeats()
@@ -247,6 +253,10 @@ class Overlays:
                 found[name] = (connection.added, connection.sleeve, connection.opening)
         return found
 
+    def has_fast_sleeve(self, added: ConnectionAdded) -> bool:
+        """Whether both ends of a connection understand sleeve's fast format."""
+        return FAST_FORMAT in self._sleeve_formats and FAST_FORMAT in added.sleeve_formats
+
     def _link(self, connection: _Connection) -> Link:
         index = connection.chosen or 0
         overlay = connection.switch.names[index]
@@ -255,7 +265,13 @@ class Overlays:
             remote, mtu = sleeve.remote, sleeve.mtu_bytes
         else:
             remote, mtu = connection.fastdp.remote if connection.fastdp is not None else None, self._mtu_bytes
-        return Link(remote or connection.added.remote, overlay, connection.switch.is_established(index), mtu)
+        return Link(
+            remote or connection.added.remote,
+            overlay,
+            connection.switch.is_established(index),
+            mtu,
+            is_fast=sleeve is not None and self.has_fast_sleeve(connection.added),
+        )
 
     # --- decisions ----------------------------------------------------------------------------------------------------
 

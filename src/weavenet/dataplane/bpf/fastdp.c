@@ -57,6 +57,7 @@
 #define MAC_REFRESH_NS (60 * SECOND_NS) /* Weave: a tenth of it, which also keeps the cache line clean */
 #define MISS_INTERVAL_NS SECOND_NS
 #define SLEEVE 0xffffffffU   /* in place of an outer address, which this can never be: reached by sleeve */
+#define FAST_SLEEVE 0xfffffffeU /* the same, in the fast format: by a device that hands over large packets whole */
 #define FLOODED_TOS 1	     /* in a tunnel key on its way to the sleeve port: one copy of many */
 #define FLOODED_TCI 0x2000   /* the same in a VLAN tag: priority 1 */
 #define INJECTED 0x574e01  /* mark between the sleeve port and the VXLAN device */
@@ -91,7 +92,7 @@ struct config {
 	__u32 ours;  /* our short ID */
 	__u32 port;   /* interface index of the sleeve port; 0: there is none, and so no sleeve */
 	__u32 vxlan; /* interface index of the VXLAN device */
-	__u32 reserved;
+	__u32 fast_port; /* as port, for peers that understand sleeve's fast format */
 };
 
 struct hop {
@@ -274,18 +275,25 @@ static __always_inline long tunnel(struct __sk_buff *skb, __u32 vni, __u32 remot
 	return tunnel_with_tos(skb, vni, remote, ttl, 0);
 }
 
-static __always_inline __u32 port_index(void)
+static __always_inline int is_by_sleeve(__u32 remote)
+{
+	return remote == SLEEVE || remote == FAST_SLEEVE;
+}
+
+static __always_inline __u32 port_index(__u32 remote)
 {
 	__u32 zero = 0;
 	struct config *config_value = bpf_map_lookup_elem(&config, &zero);
 
-	return config_value ? config_value->port : 0;
+	if (!config_value)
+		return 0;
+	return remote == FAST_SLEEVE ? config_value->fast_port : config_value->port;
 }
 
 /* Send a frame, which has its tunnel key, by sleeve. */
-static __always_inline int to_sleeve(void)
+static __always_inline int to_sleeve(__u32 remote)
 {
-	__u32 port = port_index();
+	__u32 port = port_index(remote);
 
 	return port ? bpf_redirect(port, 0) : drop(DROP_NO_SLEEVE);
 }
@@ -301,8 +309,8 @@ __noinline int send_copy(struct __sk_buff *skb, __u32 vni, __u32 remote, __u32 f
 
 	if (remote == from)
 		return 0;
-	if (remote == SLEEVE) {
-		out = port_index();
+	if (is_by_sleeve(remote)) {
+		out = port_index(remote);
 		tos = FLOODED_TOS;
 	} else {
 		__u32 zero = 0;
@@ -376,10 +384,10 @@ static __always_inline int flood_ours(struct __sk_buff *skb, __u32 ours, __u64 n
 	asm volatile("" : "+r"(last));		  /* or clang derives the last hop from the loop, and proves nothing */
 	flood_copies(skb, row, last, ours, 0, OUTER_TTL);
 	if (tunnel_with_tos(skb, ours | row->hops[last].short_id << PEER_BITS, row->hops[last].remote, OUTER_TTL,
-			    row->hops[last].remote == SLEEVE ? FLOODED_TOS : 0))
+			    is_by_sleeve(row->hops[last].remote) ? FLOODED_TOS : 0))
 		return drop(DROP_NO_TUNNEL_KEY);
 	count(FLOOD_COPIES);
-	return row->hops[last].remote == SLEEVE ? to_sleeve() : TC_ACT_OK;
+	return is_by_sleeve(row->hops[last].remote) ? to_sleeve(row->hops[last].remote) : TC_ACT_OK;
 }
 
 /* A frame leaves our bridge by the VXLAN port. Source of the rules: docs/protocol.md, "Captured frame". */
@@ -420,7 +428,7 @@ int weave_egress(struct __sk_buff *skb)
 			if (tunnel(skb, ours | peer << PEER_BITS, *remote, OUTER_TTL))
 				return drop(DROP_NO_TUNNEL_KEY);
 			count(UNICAST);
-			return *remote == SLEEVE ? to_sleeve() : TC_ACT_OK;
+			return is_by_sleeve(*remote) ? to_sleeve(*remote) : TC_ACT_OK;
 		}
 	}
 	return flood_ours(skb, ours, now_ns);
@@ -441,7 +449,7 @@ static __always_inline int relay(struct __sk_buff *skb, const struct bpf_tunnel_
 	if (tunnel(skb, key->tunnel_id, *remote, key->tunnel_ttl - 1))
 		return drop(DROP_NO_TUNNEL_KEY);
 	count(RELAYED);
-	return *remote == SLEEVE ? to_sleeve() : bpf_redirect(vxlan, 0);
+	return is_by_sleeve(*remote) ? to_sleeve(*remote) : bpf_redirect(vxlan, 0);
 }
 
 static __always_inline void flood_on(struct __sk_buff *skb, const struct bpf_tunnel_key *key, __u32 origin,

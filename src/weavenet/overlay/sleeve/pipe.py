@@ -90,6 +90,15 @@ class Counters(msgspec.Struct):
     drop_unknown_peer: int = 0
 
 
+class Large(msgspec.Struct, frozen=True):
+    """A frame that came in the other format (fast_pipe.py), and is larger than we take."""
+
+    connection: ConnectionNumber
+    origin: ShortID
+    destination: ShortID
+    frame: bytes
+
+
 class Arrived(msgspec.Struct):
     """What came of a batch of datagrams."""
 
@@ -321,6 +330,20 @@ class SleevePipe:
                 else:
                     tagged.append(frame[:12] + arrival.tags + frame[12:])
         self.counters.received += count
+        return arrived
+
+    def incoming_large(self, large: Iterable[Large]) -> Arrived:
+        """Cut what can be cut, and answer the rest."""
+        arrived = Arrived([], [], [])
+        for one in large:
+            live = self._live.get(one.connection)
+            source, target = self._table.names.get(one.origin), self._table.names.get(one.destination)
+            if live is None or source is None or target is None:
+                self.counters.drop_unknown_peer += 1
+                continue
+            names = names_of(source, target)
+            if self._arrivals.get(names) or self._find_arrival(names):
+                self._too_big_here(live, names, one.frame, arrived)
         return arrived
 
     def _find_arrival(self, names: bytes) -> "_Arrival | None":

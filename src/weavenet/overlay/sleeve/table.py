@@ -29,6 +29,7 @@ class SleeveConnection(msgspec.Struct, frozen=True):
     mtu_bytes: int
     payload_bytes_max: int
     fragments_pass: bool
+    fast_label: bytes | None = None  # what its datagrams in the fast format begin with, if both ends understand it
 
     def __repr__(self) -> str:
         return f"SleeveConnection({self.number} to {self.peer:012x} at {self.remote})"  # without the key
