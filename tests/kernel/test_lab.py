@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -151,7 +151,7 @@ def test_a_plugin_is_called_as_the_specification_says(lab: Lab, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("setup", [bench_paths.vxlan_bridge, bench_paths.vxlan_routed], ids=["bridge", "routed"])
-def test_what_weavenet_is_compared_with_works(lab: Lab, setup: bench_paths.Setup) -> None:
+def test_what_weavenet_is_compared_with_works(lab: Lab, setup: Callable[[Lab], bench_paths.Contender]) -> None:
     lab.add_host()
     lab.add_host()
     contender = setup(lab)
