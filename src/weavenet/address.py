@@ -6,6 +6,8 @@ is what an IPv6 version would change.
 """
 
 import ipaddress
+import itertools
+from collections.abc import Collection
 from typing import NewType, Self
 
 import msgspec
@@ -77,6 +79,19 @@ class Range(msgspec.Struct, frozen=True, order=True):
         """Return the common part; an empty range, start == end, if there is none."""
         start = max(self.start, other.start)
         return Range(start, max(start, min(self.end, other.end)))
+
+    def between(self, first: Address | None, last: Address | None) -> "Range":
+        """Return the part from `first` up to and with `last`; None is no bound. Empty where first is behind last."""
+        start = self.start if first is None else max(self.start, first)
+        return Range(start, max(start, self.end if last is None else Address(min(self.end, last + 1))))
+
+    def next_free(self, after: Address | None, taken: Collection[Address]) -> Address | None:
+        """Return the first address behind `after`, and from the start again, that is not taken; None if all are."""
+        first = self.start if after is None or after not in self else Address(after + 1)
+        for address in itertools.chain(range(first, self.end), range(self.start, min(first, self.end))):
+            if address not in taken:
+                return Address(address)
+        return None
 
     def cidrs(self) -> list["Cidr"]:
         """Cut the range into the fewest CIDR blocks, in address order."""

@@ -11,14 +11,18 @@ import pytest
 from msgspec.structs import replace
 
 from weavenet.address import Address, Cidr, parse_address
-from weavenet.agent.attach import CniVerbs, KernelPods, to_the_end
+from weavenet.agent.attach import CniVerbs
 from weavenet.agent.hostports import Owner
+from weavenet.agent.local_addresses import LocalAddresses
+from weavenet.agent.networks import NoNetworks, PodNetworks
+from weavenet.agent.pod_addresses import PodAddresses
+from weavenet.agent.pod_services import KernelPods, to_the_end
 from weavenet.cni.codes import Code
 from weavenet.cni.request import Sandbox, Version, parse_call
 from weavenet.cni.result import encode_versions
-from weavenet.dataplane.model import MacAddress, PodInterface, PodLink, PodPort, PodRoute, pod_routes
+from weavenet.dataplane.model import MacAddress, OtherBridge, PodInterface, PodLink, PodPort, PodRoute, pod_routes
 from weavenet.dataplane.nft import PortMapping
-from weavenet.effects import Refused
+from weavenet.effects import PutValue, Refused
 from weavenet.errors import CniError, IpamError, IpamWaitError, KernelError
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "cni.json").read_text())["vectors"]
@@ -95,6 +99,7 @@ class FakePods:
     gate: asyncio.Event | None = None
     broken: str = ""
     fails_late: bool = False
+    bridges: dict[str, OtherBridge] = field(default_factory=dict)
 
     async def attach(self, link: PodLink) -> PodInterface:
         if self.broken:
@@ -107,7 +112,10 @@ class FakePods:
         if self.fails_late:
             raise KernelError(f"{link.ifname}: file exists")
         host_end = f"vethwepl{link.container_id[:7]}"
-        port = PodPort(host_end, link.container_id, link.ifname, True, "weave", link.hairpin, link.hairpin)
+        if link.ifname != "eth0":
+            host_end = f"{host_end[:-1]}{link.ifname}"[:15]
+        master = link.bridge or "weave"
+        port = PodPort(host_end, link.container_id, link.ifname, True, master, link.hairpin, link.hairpin, link.bridge)
         interface = PodInterface(
             link.ifname, MacAddress(2), link.mtu, True, (link.address,), pod_routes(link), host_end, MacAddress(1)
         )
@@ -129,6 +137,13 @@ class FakePods:
 
     async def inspect(self, netns: int, ifname: str) -> PodInterface | None:
         return self.interfaces.get((netns, ifname))
+
+    async def has_default_route(self, netns: int, besides: str) -> bool:
+        others = [one for (where, name), one in self.interfaces.items() if where == netns and name != besides]
+        return any(route.destination.prefix_length == 0 for other in others for route in other.routes)
+
+    async def find_bridge(self, name: str) -> OtherBridge | None:
+        return self.bridges.get(name)
 
     async def list_ports(self) -> tuple[PodPort, ...]:
         return tuple(sorted(self.ports.values()))
@@ -166,19 +181,25 @@ class FakePorts:
 class Node:
     """The verbs over the fakes, called as the driver calls them."""
 
-    def __init__(self) -> None:
+    def __init__(self, networks: PodNetworks | None = None) -> None:
         self.happened: list[str] = []
+        self.stored: dict[str, bytes] = {}
+        self.local = LocalAddresses(self._store, logging.getLogger("test"))
         self.addresses = FakeAddresses(self.happened)
         self.pods = FakePods(self.happened)
         self.ports = FakePorts(self.happened)
         self.verbs = CniVerbs(
-            self.addresses,
+            PodAddresses(self.addresses, self.local),
             self.pods,
             logging.getLogger("test"),
             bridge="weave",
             mtu_bytes=1376,
             ports=self.ports,
+            networks=networks or NoNetworks(),
         )
+
+    async def _store(self, change: PutValue) -> None:
+        self.stored[change.key] = change.value
 
     async def until(self, happening: str) -> None:
         while happening not in self.happened:  # noqa: ASYNC110 - the fakes do not know who waits
@@ -209,9 +230,9 @@ class Node:
         return caught.value
 
 
-def run(scenario: Callable[[Node], Awaitable[None]]) -> Node:
+def run(scenario: Callable[[Node], Awaitable[None]], networks: PodNetworks | None = None) -> Node:
     """Run a scenario on a fresh node."""
-    node = Node()
+    node = Node(networks)
 
     async def timed() -> None:
         async with asyncio.timeout(10):

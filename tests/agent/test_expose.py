@@ -15,7 +15,8 @@ from weavenet.dataplane.desired import HostSettings
 from weavenet.dataplane.model import Bridge, MacAddress, Programs
 from weavenet.dataplane.plan import AddAddress
 from weavenet.errors import ConfigError
-from weavenet.sim.kernel import FakeDatapath, FakeKernel
+from weavenet.sim.devices import FakeDatapath
+from weavenet.sim.kernel import FakeKernel
 
 ONE, TWO = Cidr.parse("10.32.0.1/12"), Cidr.parse("192.0.2.1/24")
 PROGRAMS = Programs("ingress-1", "egress-1")

@@ -13,6 +13,7 @@ DEFAULTS = (
     "--nickname=node1",
     "--kube-node=node1",
     "--host-root=/host",
+    "--networks-dir=/etc/weavenet/networks",
     "--state-dir=/weavedb",
     "--ipalloc-range=10.32.0.0/12",
     "--conn-limit=200",

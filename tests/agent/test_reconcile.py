@@ -17,7 +17,8 @@ from weavenet.dataplane.plan import SetUp
 from weavenet.errors import KernelError
 from weavenet.identity import PeerName, ShortID
 from weavenet.overlay.forwarding import Forwarding
-from weavenet.sim.kernel import FakeDatapath, FakeKernel, FakeWatch
+from weavenet.sim.devices import FakeDatapath, FakeWatch
+from weavenet.sim.kernel import FakeKernel
 
 PROGRAMS = Programs("ingress-1", "egress-1")
 SETTINGS = HostSettings(mac=bridge_mac(PeerName(0x7A00_0000_0001)), programs=PROGRAMS)

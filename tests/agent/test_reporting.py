@@ -20,7 +20,8 @@ from weavenet.identity import ShortID, format_peer_name
 from weavenet.linux.fastdp import Counter, MacEntry
 from weavenet.node import inputs as i
 from weavenet.node.report import Attachment
-from weavenet.sim.kernel import FakeDatapath, FakeKernel
+from weavenet.sim.devices import FakeDatapath
+from weavenet.sim.kernel import FakeKernel
 
 SETTINGS = HostSettings(mac=bridge_mac(NAME), programs=Programs("ingress-1", "egress-1"))
 BRIDGE_MAC = "7a:00:00:00:00:01"

@@ -28,7 +28,7 @@ def refusal(**keys: object) -> CniError:
 
 def test_what_is_left_out_has_weaves_defaults() -> None:
     assert net() == NetworkConfig(
-        network="weave", bridge="weave", mtu_bytes=None, hairpin=True, ipam=IpamConfig(None, None, ()), dns=Dns()
+        network="weave", bridge="weave", mtu_bytes=None, hairpin=None, ipam=IpamConfig(None, None, ()), dns=Dns()
     )
 
 
@@ -81,7 +81,8 @@ def test_everything_that_can_be_said_is_read() -> None:
         ({"name": "x" * 81}, Code.INVALID_CONFIG, "invalid network name '" + "x" * 80 + "'"),
         ({"isGateway": True}, Code.UNSUPPORTED_FIELD, "Gateway functionality not supported"),
         ({"ipMasq": True}, Code.UNSUPPORTED_FIELD, "IP Masquerading functionality not supported"),
-        ({"ipam": {"type": "host-local"}}, Code.INVALID_CONFIG, "unsupported ipam.type 'host-local'"),
+        ({"ipam": {"type": "dhcp"}}, Code.INVALID_CONFIG, "unsupported ipam.type 'dhcp'"),
+        ({"ipam": {"type": "host-local"}}, Code.INVALID_CONFIG, "invalid network config: no ipam.subnet"),
         ({"bridge": "a/b"}, Code.INVALID_CONFIG, "invalid bridge 'a/b'"),
         ({"mtu": 67}, Code.INVALID_CONFIG, "invalid mtu 67"),
         ({"mtu": -1}, Code.INVALID_CONFIG, "invalid mtu -1"),

@@ -112,6 +112,7 @@ def test_routes_mtu_and_hairpin_are_read_as_weave_reads_them() -> None:
     [
         (Attachment("c0ffee", "eth0"), "c0ffee/eth0"),
         (Attachment("c0ffee", "net1", "backend"), "c0ffee/net1/backend"),
+        (Attachment("c0ffee", "net1", "docker", "eth0"), "c0ffee/net1/docker/eth0"),
     ],
 )
 def test_an_attachment_and_its_ident_are_one_thing(attachment: Attachment, ident: str) -> None:
@@ -119,7 +120,7 @@ def test_an_attachment_and_its_ident_are_one_thing(attachment: Attachment, ident
     assert Attachment.from_ident(ident) == attachment
 
 
-@pytest.mark.parametrize("ident", ["weave:expose", "c0ffee0123456789", "", "_", "a/b/c/d"])
+@pytest.mark.parametrize("ident", ["weave:expose", "c0ffee0123456789", "", "_", "a/b/c/d/e"])
 def test_what_weave_holds_addresses_under_is_no_attachment_of_ours(ident: str) -> None:
     assert Attachment.from_ident(ident) is None
 

@@ -16,7 +16,8 @@ import pytest
 from weavenet.dataplane.model import Programs
 from weavenet.linux.kernel import LinuxKernel
 from weavenet.linux.netns import run_in_namespace
-from weavenet.sim.kernel import HOST_NAMESPACE, FakeDatapath, FakeKernel
+from weavenet.sim.devices import FakeDatapath
+from weavenet.sim.kernel import HOST_NAMESPACE, FakeKernel
 
 BRIDGE, VXLAN = "weave", "vxlan-6784"
 CLONE_NEWNET = 0x40000000

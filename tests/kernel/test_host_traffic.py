@@ -23,7 +23,8 @@ from weavenet.dataplane.traffic import (
     plan_traffic,
 )
 from weavenet.errors import KernelError
-from weavenet.sim.kernel import FakeDatapath, FakeKernel
+from weavenet.sim.devices import FakeDatapath
+from weavenet.sim.kernel import FakeKernel
 
 DEVICES = HostSettings(mac=MacAddress(0x7A_00_00_00_00_01), programs=Programs("ingress-1", "egress-1"))
 RANGE = Cidr.parse("10.32.0.0/12")

@@ -21,8 +21,10 @@ import pytest
 
 from weavenet.address import Address, Cidr, parse_address
 from weavenet.agent.attach import CniVerbs
+from weavenet.agent.local_addresses import LocalAddresses
+from weavenet.agent.pod_addresses import PodAddresses
 from weavenet.drivers.cni import CniServer
-from weavenet.effects import Refused
+from weavenet.effects import PutValue, Refused
 
 SHIM_SOURCE = Path(__file__).parents[2] / "shim" / "weave-cni.c"
 PLUGINS = Path("/usr/lib/cni")
@@ -133,11 +135,17 @@ class NoPods:
         pytest.fail(f"weave-ipam touched an interface: {name}")
 
 
+async def _no_store(change: PutValue) -> None:
+    pytest.fail(f"weave-ipam stored {change.key}")
+
+
 @pytest.fixture
 def addresses(tmp_path: Path) -> Iterator[CountingAddresses]:
     """Serve the CNI socket cni.sock in `tmp_path`, in a thread."""
     counting = CountingAddresses()
-    verbs = CniVerbs(counting, NoPods(), logging.getLogger("test"), bridge="weave", mtu_bytes=1376)  # type: ignore[arg-type]
+    log = logging.getLogger("test")
+    local = PodAddresses(counting, LocalAddresses(_no_store, log))  # type: ignore[arg-type]
+    verbs = CniVerbs(local, NoPods(), log, bridge="weave", mtu_bytes=1376)  # type: ignore[arg-type]
     server = CniServer(tmp_path / "cni.sock", verbs.handle, logging.getLogger("test"))
     server.listen()
     loop = asyncio.new_event_loop()

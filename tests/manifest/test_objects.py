@@ -136,10 +136,11 @@ def test_nobody_may_delete_or_write_anything_but_the_peer_list_and_the_nodes_con
     assert not any("secrets" in rule["resources"] for rule in rules)
 
 
-def test_without_network_policy_pods_are_none_of_our_business() -> None:
+def test_without_network_policy_only_single_pods_may_be_looked_at() -> None:
     options = asked(("disable-npc", "true"))
-    resources = {resource for rule in kinds(options)["ClusterRole"]["rules"] for resource in rule["resources"]}
-    assert resources == {"nodes", "nodes/status"}
+    rules = kinds(options)["ClusterRole"]["rules"]
+    assert {resource for rule in rules for resource in rule["resources"]} == {"nodes", "nodes/status", "pods"}
+    assert [rule["verbs"] for rule in rules if rule["resources"] == ["pods"]] == [["get"]]
     assert variables(pod(options)["containers"][0])["EXPECT_NPC"] == "0"
     assert variables(pod(options)["initContainers"][0])["EXPECT_NPC"] == "0"
 

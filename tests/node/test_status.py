@@ -70,7 +70,9 @@ def report_of(node: Node, network: HostNetwork | None = None) -> r.Report:
         version_check=r.VersionCheck(),
         router=router_report(node, ()),
         ipam=None if node.ipam is None else ipam_report(node.ipam.status()),
-        weavenet=r.Weavenet(r.listed(link_reports(node)), r.listed(attachment_reports(node, network or HostNetwork()))),
+        weavenet=r.Weavenet(
+            r.listed(link_reports(node)), r.listed(attachment_reports(node, network or HostNetwork(), {}))
+        ),
     )
 
 
@@ -268,5 +270,5 @@ def test_json_has_a_nickname_as_the_peer_wrote_it_and_nothing_that_a_terminal_wo
 
 
 def test_a_host_without_its_bridge_has_nothing_attached() -> None:
-    assert attachment_reports(make_node(), HostNetwork()) == ()
-    assert attachment_reports(make_node(), HostNetwork(bridge=Stranger("weave", "dummy"))) == ()
+    assert attachment_reports(make_node(), HostNetwork(), {}) == ()
+    assert attachment_reports(make_node(), HostNetwork(bridge=Stranger("weave", "dummy")), {}) == ()

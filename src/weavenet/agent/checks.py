@@ -35,7 +35,9 @@ def interface_problems(call: Check, held: tuple[Cidr, ...], interface: PodInterf
     if missing:
         problems.append(f"interface {name} lacks address {', '.join(missing)}")
     there = {route.destination for route in interface.routes}
-    wanted = [route.destination for route in call.config.ipam.routes] or [DEFAULT_ROUTE]
+    wanted = [route.destination for route in call.config.ipam.routes]
+    if not wanted and not call.attachment.main:  # what was asked for by annotation has no default route of its own
+        wanted = [DEFAULT_ROUTE]
     problems += [
         f"interface {name} lacks the route to {destination}"
         for destination in wanted

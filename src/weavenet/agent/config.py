@@ -70,6 +70,7 @@ class AgentConfig(msgspec.Struct, frozen=True):
     run_dir: Path
     bpf_object: Path
     host_root: Path
+    networks_dir: Path | None  # definitions of networks that pods may ask for
     status_address: str
     metrics_address: str
     http_address: str
@@ -180,6 +181,7 @@ class Flags(msgspec.Struct, frozen=True):
     run_dir: Path
     bpf_object: Path
     host_root: Path
+    networks_dir: Path | None
     status_addr: str
     metrics_addr: str
     http_addr: str
@@ -232,6 +234,7 @@ def build_config(flags: Flags) -> AgentConfig:
         run_dir=flags.run_dir.absolute(),
         bpf_object=flags.bpf_object.absolute(),
         host_root=flags.host_root,
+        networks_dir=flags.networks_dir,
         status_address=flags.status_addr,
         metrics_address=flags.metrics_addr,
         http_address=flags.http_addr,

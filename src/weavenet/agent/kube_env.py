@@ -40,6 +40,9 @@ _WITHOUT_MEANING = {
 }
 
 
+NETWORKS_DIRECTORY = "/etc/weavenet/networks"  # where the manifest mounts the ConfigMap weave-networks, if there is one
+
+
 class Launch(msgspec.Struct, frozen=True):
     """How to start the agent, and what to tell whoever reads its log."""
 
@@ -59,6 +62,7 @@ def launch_arguments(environment: Mapping[str, str], container_arguments: Sequen
         f"--nickname={node}",
         f"--kube-node={node}",
         f"--host-root={env.text('HOST_ROOT', DEFAULT_HOST_ROOT)}",
+        f"--networks-dir={NETWORKS_DIRECTORY}",
         f"--state-dir={_state_directory(env)}",
         f"--ipalloc-range={_range(env)}",
         *_optional("--ipalloc-init", _init(env, peers)),

@@ -12,7 +12,7 @@ word whether a ring from before is still ours. This module is imported only wher
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from contextlib import aclosing
 from datetime import UTC, datetime
 
@@ -31,9 +31,11 @@ from weavenet.agent.reclaim import (
     decode_registered,
 )
 from weavenet.agent.uninstall import NoAnswer, UninstallIntent
+from weavenet.cni.codes import Code
+from weavenet.cni.request import Pod
 from weavenet.drivers.clock import SystemEntropy, read_clock
 from weavenet.effects import Persist, PutValue, TookOver
-from weavenet.errors import IpamError, KubeError, KubeStatusError
+from weavenet.errors import CniError, IpamError, KubeError, KubeStatusError
 from weavenet.identity import PeerName, format_peer_name, parse_peer_name
 from weavenet.ipam.modes import Consensus, InitMode, Uncounted
 from weavenet.ipam.restore import KEY_RING, StoredState
@@ -44,6 +46,7 @@ from weavenet.kube.daemonset import daemonset_resource, get_daemonset
 from weavenet.kube.follow import Resource
 from weavenet.kube.node_status import NODES_PATH, say_network_is_there
 from weavenet.kube.peer_list import ListedPeer, PeerRecord, Settled
+from weavenet.kube.pods import get_pod_metadata
 from weavenet.mesh.connector import Target
 from weavenet.node import inputs as i
 from weavenet.node import report as r
@@ -69,6 +72,10 @@ def init_mode(mode: InitMode, peers: tuple[str, ...]) -> InitMode:
     if mode != Consensus(None):
         return mode
     return Consensus(len(peers) + 1) if peers else Uncounted()
+
+
+def _try_again(pod: Pod, why: str) -> CniError:
+    return CniError(Code.TRY_AGAIN_LATER, f"cannot find out which networks pod {pod} asks for: {why}")
 
 
 class _NodeMesh(msgspec.Struct):
@@ -115,6 +122,21 @@ class KubernetesPart:
         self._condition = "not told yet"
         self._again_s = RECLAIM_AGAIN_S
         self._loop: NodeLoop | None = None
+
+    async def read_annotations(self, pod: Pod) -> Mapping[str, str]:
+        """Return a pod's annotations, from the API. Raises CniError."""
+        try:
+            found = await get_pod_metadata(self._client, pod.namespace, pod.name)
+        except KubeStatusError as error:
+            if not error.says_absent:
+                raise _try_again(pod, str(error)) from error
+            message = f"there is no pod {pod} any more"
+            raise CniError(Code.UNKNOWN_CONTAINER, message, "It was deleted before its network was made.") from error
+        except KubeError as error:
+            raise _try_again(pod, str(error)) from error
+        if pod.uid and found.uid != pod.uid:
+            raise _try_again(pod, f"the API has another pod of that name, {found.uid}, and not {pod.uid}")
+        return found.annotations or {}
 
     # --- before the node starts ---------------------------------------------------------------------------------------
 

@@ -52,6 +52,12 @@ EXIT_FAILED = 1
 @click.option("--run-dir", type=click.Path(path_type=Path), default=c.DEFAULT_RUN_DIR, show_default=True)
 @click.option("--bpf-object", type=click.Path(path_type=Path), default=c.DEFAULT_BPF_OBJECT, show_default=True)
 @click.option("--host-root", type=click.Path(path_type=Path), default=Path("/"), help="Where the host's files are.")
+@click.option(
+    "--networks-dir",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Networks that pods may ask for by annotation.",
+)
 @click.option("--status-addr", default="", help="Serve status and metrics over TCP here, as in 127.0.0.1:6782.")
 @click.option("--metrics-addr", default="", help="Serve metrics, and nothing else, over TCP here.")
 @click.option("--http-addr", default="", help="Serve the whole control API over TCP here: whoever reaches it rules.")

@@ -1,13 +1,14 @@
 """Puts the report together: what the node knows, and what only the kernel does."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from datetime import UTC, datetime
 from typing import Protocol
 
 import msgspec
 
+from weavenet.address import Cidr
 from weavenet.agent.loop import NodeLoop
 from weavenet.dataplane.kernel import Kernel
 from weavenet.dataplane.model import HostNetwork, format_mac
@@ -54,6 +55,7 @@ class Reporter:
         self._keepers = keepers
         self._thread = thread
         self.kubernetes: Callable[[], r.Kubernetes | None] = lambda: None
+        self.local_addresses: Callable[[], Mapping[str, tuple[Cidr, ...]]] = dict
 
     async def report(self) -> r.Report:
         """Say how everything is now. What the kernel refuses to tell is missing, and named among the problems."""
@@ -72,7 +74,7 @@ class Reporter:
             ipam=ipam_report(node.ipam.status()) if node.ipam is not None else None,
             weavenet=r.Weavenet(
                 links=r.listed(link_reports(node)),
-                attachments=r.listed(attachment_reports(node, observed.network)),
+                attachments=r.listed(attachment_reports(node, observed.network, self.local_addresses())),
                 counters=observed.counters,
                 problems=r.listed(problems),
                 kubernetes=self.kubernetes(),

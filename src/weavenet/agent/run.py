@@ -19,15 +19,19 @@ from weavenet.address import Range
 from weavenet.agent import run_dir
 from weavenet.agent.addresses import NodeAddresses
 from weavenet.agent.api import make_control_application, make_metrics_application, make_status_application
-from weavenet.agent.attach import CniVerbs, KernelPods
+from weavenet.agent.attach import CniVerbs
 from weavenet.agent.config import AgentConfig, KubeOptions
 from weavenet.agent.control import AgentControl
 from weavenet.agent.expose import Exposure
 from weavenet.agent.hostports import KEY_HOST_PORTS, HostPorts, Owner
 from weavenet.agent.install import Place, keep_cni_files
 from weavenet.agent.keys_api import AgentKeys, KeyHandlers, key_routes
+from weavenet.agent.local_addresses import KEY_LOCAL_ADDRESSES, LocalAddresses
 from weavenet.agent.loop import NodeLoop
+from weavenet.agent.networks import AnnotatedNetworks
 from weavenet.agent.peername import bridge_peer_name, machine_peer_name
+from weavenet.agent.pod_addresses import PodAddresses
+from weavenet.agent.pod_services import KernelPods
 from weavenet.agent.reconcile import Reconciler
 from weavenet.agent.reporting import Reporter
 from weavenet.agent.reset import leave_host
@@ -160,7 +164,13 @@ class _Agent:
         exposure = Exposure(self._reconciler, self._traffic, log)
         exposure.addresses = addresses = NodeAddresses(self._loop, exposure.expose)
         verbs = CniVerbs(
-            addresses, self._pods, log, bridge=config.bridge, mtu_bytes=config.mtu_bytes, ports=self._host_ports
+            PodAddresses(addresses, self._local_addresses),
+            self._pods,
+            log,
+            bridge=config.bridge,
+            mtu_bytes=config.mtu_bytes,
+            ports=self._host_ports,
+            networks=self._networks(),
         )
         cni = CniServer(config.cni_socket, verbs.handle, log)
         try:
@@ -199,6 +209,10 @@ class _Agent:
             for listener in listeners:
                 await listener.close()
         log.info("Exiting; pods keep their network")
+
+    def _networks(self) -> AnnotatedNetworks | None:
+        directory = self._config.networks_dir
+        return AnnotatedNetworks(directory, self._kube.read_annotations) if directory and self._kube else None
 
     async def is_uninstalled(self) -> bool:
         """Say, at the end, whether nothing of ours is to stay on this host."""
@@ -267,6 +281,9 @@ class _Agent:
         self._host_ports = HostPorts(self._traffic.look, store, connected, self._log)
         await self._host_ports.restore(stored.values.get(KEY_HOST_PORTS, b"[]"))
         self._traffic.mappings = self._host_ports.mappings
+        self._local_addresses = LocalAddresses(store, self._log)
+        self._reporter.local_addresses = self._local_addresses.owned
+        self._local_addresses.restore(stored.values.get(KEY_LOCAL_ADDRESSES, b"{}"))
         ipam = self._loop.node.ipam
 
         def ours() -> Sequence[Range] | None:

@@ -15,6 +15,7 @@ import msgspec
 
 from weavenet.address import Address, Cidr, parse_address
 from weavenet.cni.codes import Code, SpecVersion
+from weavenet.cni.host_local import HOST_LOCAL, LocalRange, WrittenRange, parse_local_range
 from weavenet.cni.result import NO_DNS, Dns, Route
 from weavenet.cni.runtime import (
     NO_LIMITS,
@@ -39,11 +40,15 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*", re.ASCII)
 
 
 class IpamConfig(msgspec.Struct, frozen=True):
-    """The `ipam` section; without a subnet the node's default one is used."""
+    """The `ipam` section; without a subnet the node's default one is used.
+
+    With a local range addresses are not of the mesh's IPAM, but this node's own.
+    """
 
     subnet: Cidr | None = None
     gateway: Address | None = None
     routes: tuple[Route, ...] = ()
+    local: LocalRange | None = None
 
 
 class NetworkConfig(msgspec.Struct, frozen=True):
@@ -52,7 +57,7 @@ class NetworkConfig(msgspec.Struct, frozen=True):
     network: str = DEFAULT_NETWORK
     bridge: str = DEFAULT_BRIDGE
     mtu_bytes: int | None = None
-    hairpin: bool = True
+    hairpin: bool | None = None  # None: as is usual for the bridge
     ipam: IpamConfig = IpamConfig()
     dns: Dns = NO_DNS
     ports: tuple[HostPort, ...] = ()
@@ -64,10 +69,9 @@ class _WrittenRoute(msgspec.Struct):
     gw: str | None = None
 
 
-class _WrittenIpam(msgspec.Struct):
+class _WrittenIpam(WrittenRange):
     type: str | None = None
-    subnet: str | None = None
-    gateway: str | None = None
+    ranges: list[list[WrittenRange]] | None = None
     routes: list[_WrittenRoute] | None = None
 
 
@@ -142,18 +146,21 @@ def parse_network_name(name: str | None) -> str:
 def parse_config(keys: IpamPluginKeys) -> NetworkConfig:
     """Check everything that ADD uses. Raises CniError, with Weave's texts where it has one."""
     network = parse_network_name(keys.name)
-    ipam = _parse_ipam(keys.ipam or _WrittenIpam())
+    written = keys.ipam or _WrittenIpam()
     if not isinstance(keys, NetPluginKeys):
-        return NetworkConfig(network, ipam=ipam)
+        return NetworkConfig(network, ipam=_parse_ipam(written))
     if keys.isGateway:
         raise CniError(Code.UNSUPPORTED_FIELD, "Gateway functionality not supported", "isGateway is true; remove it.")
     if keys.ipMasq:
         raise CniError(
             Code.UNSUPPORTED_FIELD, "IP Masquerading functionality not supported", "ipMasq is true; remove it."
         )
-    if keys.ipam is not None and keys.ipam.type not in {None, "", OUR_IPAM}:
-        details = f"The agent cannot run the host's IPAM plugins. Leave ipam.type out, or say {OUR_IPAM!r}."
+    if keys.ipam is not None and keys.ipam.type not in {None, "", OUR_IPAM, HOST_LOCAL}:
+        details = (
+            f"The agent cannot run the host's IPAM plugins. Leave ipam.type out, or say {OUR_IPAM!r} or {HOST_LOCAL!r}."
+        )
         raise CniError(Code.INVALID_CONFIG, f"unsupported ipam.type {keys.ipam.type!r}", details)
+    ipam = _parse_host_local(written) if written.type == HOST_LOCAL else _parse_ipam(written)
     bridge = keys.bridge or DEFAULT_BRIDGE
     problem = interface_name_problem(bridge)
     if problem:
@@ -161,12 +168,11 @@ def parse_config(keys: IpamPluginKeys) -> NetworkConfig:
     if keys.mtu and not MTU_MIN_BYTES <= keys.mtu <= MTU_MAX_BYTES:
         details = f"An MTU is from {MTU_MIN_BYTES} to {MTU_MAX_BYTES}; 0, or none, is the bridge's."
         raise CniError(Code.INVALID_CONFIG, f"invalid mtu {keys.mtu}", details)
-    hairpin = keys.hairpinMode is not False
     return NetworkConfig(
         network,
         bridge,
         keys.mtu or None,
-        hairpin,
+        keys.hairpinMode,
         ipam,
         keys.dns or NO_DNS,
         parse_port_mappings(keys.runtimeConfig),
@@ -175,8 +181,6 @@ def parse_config(keys: IpamPluginKeys) -> NetworkConfig:
 
 
 def _parse_ipam(written: _WrittenIpam) -> IpamConfig:
-    if written.routes is not None and len(written.routes) > ROUTES_MAX:
-        raise CniError(Code.INVALID_CONFIG, f"{len(written.routes)} ipam.routes", f"At most {ROUTES_MAX} are served.")
     try:
         subnet = Cidr.parse(written.subnet).network if written.subnet else None
     except AddressError as error:
@@ -184,9 +188,23 @@ def _parse_ipam(written: _WrittenIpam) -> IpamConfig:
         raise CniError(Code.INVALID_CONFIG, f"{what}: {error.text}", error.reason) from error
     try:
         gateway = parse_address(written.gateway) if written.gateway else None
-        return IpamConfig(subnet, gateway, tuple(_parse_route(route) for route in written.routes or []))
+        return IpamConfig(subnet, gateway, _parse_routes(written))
     except AddressError as error:
         raise CniError(Code.INVALID_CONFIG, f"invalid network config: ipam.gateway or ipam.routes: {error}") from error
+
+
+def _parse_host_local(written: _WrittenIpam) -> IpamConfig:
+    local = parse_local_range(written, written.ranges)
+    try:
+        return IpamConfig(local.subnet, local.gateway, _parse_routes(written), local)
+    except AddressError as error:
+        raise CniError(Code.INVALID_CONFIG, f"invalid network config: ipam.routes: {error}") from error
+
+
+def _parse_routes(written: _WrittenIpam) -> tuple[Route, ...]:
+    if written.routes is not None and len(written.routes) > ROUTES_MAX:
+        raise CniError(Code.INVALID_CONFIG, f"{len(written.routes)} ipam.routes", f"At most {ROUTES_MAX} are served.")
+    return tuple(_parse_route(route) for route in written.routes or [])
 
 
 def _parse_route(written: _WrittenRoute) -> Route:

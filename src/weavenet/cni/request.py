@@ -5,6 +5,8 @@ is what IPAM and the pod's interface are kept under:
 
     <container ID>/<interface>              in the network that is named `weave`, as our own configuration names it
     <container ID>/<interface>/<network>    in any other
+    <container ID>/<interface>/<network>/<main interface>    in one that its pod asked for by annotation; it was made by
+                                            the ADD of the main interface, and goes with it
 
 The network is part of it because GC lists the valid attachments of *one* network: a node with two networks would
 otherwise lose the addresses of each when the other is cleaned up. Weave's idents are bare container IDs, so the `/`
@@ -57,10 +59,13 @@ class Attachment(msgspec.Struct, frozen=True, order=True):
     container_id: str
     interface: str
     network: str = DEFAULT_NETWORK
+    main: str = ""  # interface by whose ADD this one was made, blank for its own
 
     @property
     def ident(self) -> str:
         """What its addresses are held under."""
+        if self.main:
+            return f"{self.container_id}/{self.interface}/{self.network}/{self.main}"
         ident = f"{self.container_id}/{self.interface}"
         return ident if self.network == DEFAULT_NETWORK else f"{ident}/{self.network}"
 
@@ -72,6 +77,8 @@ class Attachment(msgspec.Struct, frozen=True, order=True):
                 return cls(container_id, interface)
             case [container_id, interface, network]:
                 return cls(container_id, interface, network)
+            case [container_id, interface, network, main]:
+                return cls(container_id, interface, network, main)
             case _:
                 return None
 
@@ -89,10 +96,11 @@ class Sandbox(msgspec.Struct, frozen=True):
 
 
 class Pod(msgspec.Struct, frozen=True):
-    """Which pod the container is of, from CNI_ARGS; blank outside Kubernetes. For logs only."""
+    """Which pod the container is of, from CNI_ARGS; blank outside Kubernetes."""
 
     namespace: str = ""
     name: str = ""
+    uid: str = ""  # blank where the runtime does not say
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}" if self.name else "a container outside Kubernetes"
@@ -282,7 +290,8 @@ def _parse_pod(text: str) -> Pod:
         if not (key and equals):
             raise CniError(Code.INVALID_ENVIRONMENT, f"invalid CNI_ARGS: {pair[:80]!r} is not NAME=value")
         arguments[key] = value
-    return Pod(arguments.get("K8S_POD_NAMESPACE", ""), arguments.get("K8S_POD_NAME", ""))
+    keys = ("K8S_POD_NAMESPACE", "K8S_POD_NAME", "K8S_POD_UID")
+    return Pod(*(arguments.get(key, "") for key in keys))
 
 
 def _require_version(version: SpecVersion, since: SpecVersion, command: str) -> None:

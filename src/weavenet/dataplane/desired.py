@@ -1,8 +1,9 @@
 """What the host's kernel should hold, from a few settings and from what is there.
 
 Two things only the kernel knows, so they are taken over from what was observed: which pods there are (an attachment is
-made once, by a CNI ADD, and the alias of its veth says how it should be ever after), and, unless told otherwise, which
-addresses the bridge has (`weave expose` put them there, and they outlive the agent).
+made once, by a CNI ADD, and the alias of its veth says how and on which bridge it should be ever after), and, unless
+told otherwise, which addresses our bridge has (`weave expose` put them there, and they outlive the agent). A port whose
+bridge is somebody else's, and gone for now, stays as it is until the bridge is back.
 """
 
 import msgspec
@@ -14,6 +15,7 @@ from weavenet.dataplane.model import (
     Bridge,
     HostNetwork,
     MacAddress,
+    PodPort,
     Programs,
     Vxlan,
 )
@@ -76,6 +78,17 @@ def desired_network(settings: HostSettings, actual: HostNetwork) -> HostNetwork:
             ipv6_link_local=False,
             programs=settings.programs,
         ),
-        pods=tuple(replace(pod, up=True, master=settings.bridge, hairpin=pod.hairpin_wanted) for pod in actual.pods),
+        pods=tuple(_desired_port(pod, settings, actual.others) for pod in actual.pods),
         limiters=tuple(limiter for limiter in actual.limiters if (limiter.container_id, limiter.ifname) in connected),
+        others=actual.others,
     )
+
+
+def _desired_port(pod: PodPort, settings: HostSettings, others: frozenset[str]) -> PodPort:
+    if not pod.bridge:
+        master, hairpin = settings.bridge, pod.hairpin_wanted
+    elif pod.bridge in others:
+        master, hairpin = pod.bridge, pod.hairpin_wanted
+    else:
+        master, hairpin = pod.master, pod.hairpin  # on no bridge the flag cannot be set
+    return replace(pod, up=True, master=master, hairpin=hairpin)

@@ -13,7 +13,16 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from weavenet.dataplane.desired import HostSettings, desired_network
-from weavenet.dataplane.model import NOTHING, HostNetwork, HostRoute, PodInterface, PodLink, PodPort, Programs
+from weavenet.dataplane.model import (
+    NOTHING,
+    HostNetwork,
+    HostRoute,
+    OtherBridge,
+    PodInterface,
+    PodLink,
+    PodPort,
+    Programs,
+)
 from weavenet.dataplane.plan import Change, plan
 from weavenet.dataplane.traffic import (
     HostTraffic,
@@ -89,7 +98,7 @@ class Kernel(Protocol):
         ...
 
     def attach_pod(self, link: PodLink) -> PodInterface:
-        """Connect a pod to the bridge; it can send when this returns. On failure nothing of it is left."""
+        """Connect a pod to its bridge; it can send when this returns. On failure nothing of it is left."""
         ...
 
     def detach_pod(self, container_id: str, ifname: str, netns: int | None) -> bool:
@@ -101,6 +110,14 @@ class Kernel(Protocol):
 
     def inspect_pod(self, netns: int, ifname: str) -> PodInterface | None:
         """Return an interface of a pod as it is; None if there is none by this name."""
+        ...
+
+    def has_default_route(self, netns: int, *, besides: str) -> bool:
+        """Say whether a pod has a default route by another interface than this one."""
+        ...
+
+    def find_bridge(self, name: str) -> OtherBridge | None:
+        """Return a bridge of the host's; None if there is none of this name."""
         ...
 
     def list_pods(self) -> tuple[PodPort, ...]:

@@ -15,6 +15,8 @@ What is ours must be provable from the kernel alone, because the agent may have 
 a newer one since. So every device carries an alias (`ip link` shows it): `weavenet` for bridge and VXLAN device, and
 `weavenet:<container id>/<ifname>` for the host's end of a pod's veth pair, followed by ` hairpin` where frames may
 leave by the port they came in on. That last word is here because the bridge forgets the flag of a port that leaves it.
+A pod may be on other bridges of the host as well; ` on <bridge>` then comes before that. Such a bridge is somebody
+else's, and only the ports are ours.
 An alias can be set at any time, survives a renaming, and is limited to 255 bytes (IFALIASZ, <linux/if.h>).
 """
 
@@ -36,6 +38,7 @@ ALIAS_LENGTH_MAX = 255  # IFALIASZ likewise
 DEVICE_ALIAS = "weavenet"
 _POD_ALIAS_PREFIX = "weavenet:"
 _HAIRPIN_SUFFIX = " hairpin"
+_BRIDGE_MARK = " on "
 
 # Weave's prefix for host ends, with the first characters of the container id behind it: what administrators look for.
 HOST_END_PREFIX = "vethwepl"
@@ -149,6 +152,7 @@ class PodPort(msgspec.Struct, frozen=True, order=True):
     master: str  # name of the bridge it is a port of; blank for none
     hairpin: bool
     hairpin_wanted: bool  # what its alias says
+    bridge: str = ""  # somebody else's that its alias says it belongs on; blank for the agent's own
     mac: MacAddress | None = None  # of the other end; None where it was not asked for, or is just going away
 
 
@@ -159,6 +163,9 @@ class HostNetwork(msgspec.Struct, frozen=True):
     vxlan: Vxlan | Stranger | None = None
     pods: tuple[PodPort, ...] = ()  # ascending
     limiters: tuple[Limiter, ...] = ()  # ascending
+    others: frozenset[str] = (
+        frozenset()
+    )  # names of somebody else's bridges that pods' ports belong on, and that are there
 
 
 NOTHING = HostNetwork()
@@ -193,8 +200,16 @@ class PodRoute(msgspec.Struct, frozen=True):
     gateway: Address | None = None
 
 
+class OtherBridge(msgspec.Struct, frozen=True):
+    """A bridge of the host's that is not ours, which a pod is to be on."""
+
+    name: str
+    mtu: int
+    addresses: tuple[Cidr, ...]  # ascending; IPv4 only
+
+
 class PodLink(msgspec.Struct, frozen=True):
-    """A pod's connection to the bridge, as wanted."""
+    """A pod's connection to a bridge, as wanted."""
 
     container_id: str
     ifname: str  # in the pod
@@ -207,6 +222,7 @@ class PodLink(msgspec.Struct, frozen=True):
     mac: MacAddress | None = None  # None: drawn at random
     ingress: RateLimit | None = None  # of what goes to the pod
     egress: RateLimit | None = None  # of what comes from it
+    bridge: str = ""  # blank: the agent's own
 
 
 class PodInterface(msgspec.Struct, frozen=True):
@@ -224,21 +240,40 @@ class PodInterface(msgspec.Struct, frozen=True):
     egress: RateLimit | None = None
 
 
-def pod_alias(container_id: str, ifname: str, *, hairpin: bool) -> str:
-    """Return the alias by which the host's end of a veth pair is known to be ours, and whose it is."""
-    return f"{_POD_ALIAS_PREFIX}{container_id}/{ifname}{_HAIRPIN_SUFFIX if hairpin else ''}"
+class PodAlias(msgspec.Struct, frozen=True):
+    """What the alias of a host's end says."""
+
+    container_id: str
+    ifname: str
+    hairpin: bool
+    bridge: str = ""  # blank: the agent's own
+
+    def __str__(self) -> str:
+        bridge = f"{_BRIDGE_MARK}{self.bridge}" if self.bridge else ""
+        return f"{_POD_ALIAS_PREFIX}{self.container_id}/{self.ifname}{bridge}{_HAIRPIN_SUFFIX if self.hairpin else ''}"
+
+    @property
+    def owner(self) -> tuple[str, str]:
+        """Whose it is: container id and interface."""
+        return self.container_id, self.ifname
 
 
-def parse_pod_alias(alias: str) -> tuple[str, str, bool] | None:
-    """Read container id, interface name and hairpin flag out of an alias; None if it is not one of ours."""
+def pod_alias(link: PodLink) -> str:
+    """Return the alias that says that a host's end is ours, whose it is, and where it belongs."""
+    return str(PodAlias(link.container_id, link.ifname, link.hairpin, link.bridge))
+
+
+def parse_pod_alias(alias: str) -> PodAlias | None:
+    """Read an alias; None if it is not one of ours."""
     if not alias.startswith(_POD_ALIAS_PREFIX):
         return None
     rest = alias.removeprefix(_POD_ALIAS_PREFIX)
     hairpin = rest.endswith(_HAIRPIN_SUFFIX)
-    container_id, slash, ifname = rest.removesuffix(_HAIRPIN_SUFFIX).rpartition("/")
-    if not (slash and container_id and ifname) or " " in ifname:
+    whose, _, bridge = rest.removesuffix(_HAIRPIN_SUFFIX).partition(_BRIDGE_MARK)
+    container_id, slash, ifname = whose.rpartition("/")
+    if not (slash and container_id and ifname) or " " in ifname or " " in bridge:
         return None
-    return container_id, ifname, hairpin
+    return PodAlias(container_id, ifname, hairpin, bridge)
 
 
 def host_end_names(container_id: str, ifname: str) -> tuple[str, ...]:

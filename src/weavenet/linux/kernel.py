@@ -14,6 +14,7 @@ from weavenet.dataplane.model import (
     Bridge,
     HostNetwork,
     HostRoute,
+    OtherBridge,
     PodInterface,
     PodLink,
     PodPort,
@@ -115,7 +116,9 @@ class LinuxKernel:
         """Return all that is ours, or in our way, and the pods' MAC addresses if wanted. Raises KernelError."""
         self._assert_at_home()
         pods = self._list_pods(with_macs=with_macs)
-        return HostNetwork(self._observe_bridge(), self._observe_vxlan(), pods, list_limiters(self._netlink))
+        wanted = {pod.bridge for pod in pods if pod.bridge}
+        others = frozenset(name for name in wanted if self._find_bridge(name) is not None)
+        return HostNetwork(self._observe_bridge(), self._observe_vxlan(), pods, list_limiters(self._netlink), others)
 
     def apply(self, change: Change) -> None:
         """Make one change of a plan. Raises KernelError."""
@@ -210,6 +213,19 @@ class LinuxKernel:
         """Return the pods that are connected. Raises KernelError."""
         return self._list_pods(with_macs=False)
 
+    def find_bridge(self, name: str) -> OtherBridge | None:
+        """Return a bridge of the host's; None if there is none of this name. Raises KernelError."""
+        link = self._find_bridge(name)
+        return None if link is None else OtherBridge(name, link.mtu, list_addresses(self._netlink, link.index))
+
+    def has_default_route(self, netns: int, *, besides: str) -> bool:
+        """Say whether a pod has a default route by another interface than this one. Raises KernelError."""
+        return self._pods.has_default_route(netns, besides)
+
+    def _find_bridge(self, name: str) -> links.Link | None:
+        link = find_link(self._netlink, name)
+        return link if link is not None and link.kind == "bridge" else None
+
     def _list_pods(self, *, with_macs: bool) -> tuple[PodPort, ...]:
         pods: list[PodPort] = []
         names: dict[int, str] = {0: ""}
@@ -219,16 +235,16 @@ class LinuxKernel:
                 continue
             if link.master not in names:
                 names[link.master] = self._name(link.master)
-            container_id, ifname, hairpin_wanted = parsed
             pods.append(
                 PodPort(
                     name=link.name,
-                    container_id=container_id,
-                    ifname=ifname,
+                    container_id=parsed.container_id,
+                    ifname=parsed.ifname,
                     up=link.up,
                     master=names[link.master],
                     hairpin=link.hairpin,
-                    hairpin_wanted=hairpin_wanted,
+                    hairpin_wanted=parsed.hairpin,
+                    bridge=parsed.bridge,
                     mac=links.find_far_mac(self._netlink, link) if with_macs else None,
                 )
             )

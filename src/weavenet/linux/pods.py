@@ -88,10 +88,10 @@ _ARP_HEAD = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1)
 
 
 class PodLinks:
-    """The pods' connections to one bridge of the network namespace in which this was made."""
+    """The pods' connections to the agent's bridge, and to others, of the network namespace in which this was made."""
 
     def __init__(self, bridge: str, netlink: Netlink, leftovers: Leftovers) -> None:
-        """Use an open netlink socket. Raises KernelError."""
+        """Use an open netlink socket; `bridge` is the agent's. Raises KernelError."""
         self._bridge = bridge
         self._netlink = netlink
         self._leftovers = leftovers
@@ -104,7 +104,7 @@ class PodLinks:
     def attach(self, link: PodLink) -> PodInterface:
         """Connect a pod. On failure nothing of it is left. Raises KernelError."""
         refuse_own_namespace(link.netns)
-        alias = pod_alias(link.container_id, link.ifname, hairpin=link.hairpin)
+        alias = pod_alias(link)
         if len(alias.encode()) > ALIAS_LENGTH_MAX:
             raise KernelError(f"container id {link.container_id!r} is too long for the alias of a device")
         mac = draw_mac() if link.mac is None else link.mac
@@ -176,11 +176,16 @@ class PodLinks:
             egress=egress,
         )
 
+    def has_default_route(self, namespace: int, besides: str) -> bool:
+        """Say whether a pod has a default route by another interface than this one. Raises KernelError."""
+        refuse_own_namespace(namespace)
+        return run_in_namespace(namespace, lambda: _has_default_route(besides))
+
     # --- attaching ---
 
     def _create(self, link: PodLink, far: VethEnd, host_mac: MacAddress) -> str:
         """Make the veth pair, and return the name of the host's end."""
-        bridge = _index(self._bridge)
+        bridge = _index(link.bridge or self._bridge)
         refusal: RefusedError | None = None
         for name in host_end_names(link.container_id, link.ifname):
             near = VethEnd(name, host_mac)
@@ -303,7 +308,7 @@ def draw_mac() -> MacAddress:
 
 def _owner(link: Link) -> tuple[str, str] | None:
     parsed = parse_pod_alias(link.alias)
-    return None if parsed is None else parsed[:2]
+    return None if parsed is None else parsed.owner
 
 
 def _index(name: str) -> int:
@@ -322,6 +327,13 @@ def _look(ifname: str) -> tuple[Link, tuple[Cidr, ...], tuple[PodRoute, ...]] | 
         routes = (route for route in list_routes(netlink) if route.device == link.index and not route.by_kernel)
         found = sort_routes(PodRoute(route.destination, route.gateway) for route in routes)
         return link, list_addresses(netlink, link.index), found
+
+
+def _has_default_route(besides: str) -> bool:
+    with Netlink() as netlink:
+        link = find_link(netlink, besides)
+        own = None if link is None else link.index
+        return any(route.destination.prefix_length == 0 and route.device != own for route in list_routes(netlink))
 
 
 def announce(ifname: str, mac: MacAddress, address: Cidr) -> socket.socket:

@@ -130,6 +130,7 @@ def _agent_container(options: ManifestOptions) -> dict[str, Value]:
             {"name": "proc-sys-net", "mountPath": "/host/proc/sys/net"},
             {"name": "cni-machine-id", "mountPath": "/host/etc/machine-id", "readOnly": True},
             {"name": "dbus", "mountPath": "/host/var/lib/dbus", "readOnly": True},
+            {"name": "networks", "mountPath": "/etc/weavenet/networks", "readOnly": True},
         ],
     }
 
@@ -196,7 +197,9 @@ def _volumes() -> list[Value]:
         ("lib-modules", "/lib/modules", ""),
         ("proc-sys-net", "/proc/sys/net", "Directory"),
     )
-    return [_host_path(*path) for path in paths]
+    # What networks pods may ask for beside their first one (docs/several-networks.md); most clusters define none.
+    networks: Value = {"name": "networks", "configMap": {"name": "weave-networks", "optional": True}}
+    return [*(_host_path(*path) for path in paths), networks]
 
 
 def _host_path(name: str, path: str, kind: str) -> Value:

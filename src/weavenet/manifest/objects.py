@@ -53,7 +53,7 @@ def objects(options: ManifestOptions) -> list[dict[str, Value]]:
 
 
 def cluster_rules(*, network_policy: bool) -> list[dict[str, Value]]:
-    """Return what an agent may do everywhere: see nodes, say that a network is up, and see what policies need."""
+    """Return what an agent may do everywhere: see nodes, say that a network is up, see pods, and what policies need."""
     rules: list[dict[str, Value]] = [
         # Who the peers are, and which of them are gone for good.
         {"apiGroups": [""], "resources": ["nodes"], "verbs": [*_READ]},
@@ -61,7 +61,10 @@ def cluster_rules(*, network_policy: bool) -> list[dict[str, Value]]:
         # "the node that this pod is on"; admission (the NodeRestriction of kubelets) does not know service accounts.
         {"apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"]},
     ]
-    if network_policy:
+    if not network_policy:
+        # What a pod's annotations ask for; asked only where the administrator has defined networks.
+        rules.append({"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]})
+    else:
         rules += [
             {"apiGroups": [""], "resources": ["pods", "namespaces"], "verbs": [*_READ]},
             {"apiGroups": ["networking.k8s.io"], "resources": ["networkpolicies"], "verbs": [*_READ]},

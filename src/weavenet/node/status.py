@@ -1,5 +1,7 @@
 """What a node says about itself: its cores' views, gathered into the report that everything shown is made from."""
 
+from collections.abc import Mapping
+
 from weavenet.address import Cidr, format_address
 from weavenet.cni.request import Attachment
 from weavenet.dataplane.model import Bridge, HostNetwork, format_mac
@@ -92,14 +94,19 @@ def link_reports(node: Node) -> tuple[r.OverlayLink, ...]:
     )
 
 
-def attachment_reports(node: Node, network: HostNetwork) -> tuple[r.Attachment, ...]:
-    """Describe what is on the bridge, and which addresses IPAM has given it: the host's own first, then pods."""
+def attachment_reports(
+    node: Node, network: HostNetwork, local: Mapping[str, tuple[Cidr, ...]]
+) -> tuple[r.Attachment, ...]:
+    """Describe what is on the bridge, and pods' ports on others: the host's own first, then pods.
+
+    Addresses are those that IPAM has given, or this node by itself (`local`, by ident).
+    """
     found: list[r.Attachment] = []
     if isinstance(network.bridge, Bridge):
         bridge = network.bridge
         addresses = r.listed(str(cidr) for cidr in bridge.addresses)
         found.append(r.Attachment(r.EXPOSED, bridge.name, format_mac(bridge.mac), addresses))
-    held = _held_by_interface(node)
+    held = _held_by_interface({**(node.ipam.owned() if node.ipam is not None else {}), **local})
     for port in network.pods:
         addresses = r.listed(str(cidr) for cidr in held.get((port.container_id, port.ifname), ()))
         mac = "" if port.mac is None else format_mac(port.mac)
@@ -107,10 +114,10 @@ def attachment_reports(node: Node, network: HostNetwork) -> tuple[r.Attachment, 
     return tuple(found)
 
 
-def _held_by_interface(node: Node) -> dict[tuple[str, str], list[Cidr]]:
+def _held_by_interface(owned: Mapping[str, tuple[Cidr, ...]]) -> dict[tuple[str, str], list[Cidr]]:
     """Return addresses by container and interface, in whatever network (cni/request.py has the form of idents)."""
     held: dict[tuple[str, str], list[Cidr]] = {}
-    for ident, cidrs in node.ipam.owned().items() if node.ipam is not None else ():
+    for ident, cidrs in owned.items():
         attachment = Attachment.from_ident(ident)
         if attachment is not None:
             held.setdefault((attachment.container_id, attachment.interface), []).extend(cidrs)

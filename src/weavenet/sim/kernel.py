@@ -13,7 +13,6 @@ import itertools
 import os
 from collections.abc import Callable
 
-import msgspec
 from msgspec.structs import replace
 
 from weavenet.address import Cidr
@@ -21,17 +20,14 @@ from weavenet.dataplane.kernel import Watch
 from weavenet.dataplane.limits import Limiter, limiter_alias, limiter_of, parse_limiter
 from weavenet.dataplane.model import (
     DEVICE_ALIAS,
-    KERNEL_NEIGHBOUR_TIMES,
-    NO_PROGRAMS,
     Bridge,
     HostNetwork,
     HostRoute,
     MacAddress,
-    NeighbourTimes,
+    OtherBridge,
     PodInterface,
     PodLink,
     PodPort,
-    Programs,
     Stranger,
     Vxlan,
     host_end_names,
@@ -62,84 +58,13 @@ from weavenet.dataplane.plan import (
     SetUp,
 )
 from weavenet.errors import KernelError, NamespaceError, RefusedError
-from weavenet.identity import ShortID
-from weavenet.overlay.forwarding import Forwarding
+from weavenet.sim.devices import Device, FakeDatapath, FakeWatch
 from weavenet.sim.nft import FakeTraffic
 
 HOST_NAMESPACE = 0
 _MTU_MIN, _MTU_MAX = 68, 65535  # RFC 791; the largest IP packet
 _MULTICAST_BIT = 1 << 40
 _MAC_BASE = 0x02_00_00_00_00_00
-
-
-class FakeDatapath:
-    """Programs and tables in memory."""
-
-    def __init__(self, programs: Programs) -> None:
-        """Have programs to attach; no device has them yet."""
-        self.programs = programs
-        self.devices: dict[int, Programs] = {}
-        self.forwarding = Forwarding(ShortID(0), {}, {})
-
-    def attached(self, ifindex: int) -> Programs:
-        """Return what a device has."""
-        return self.devices.get(ifindex, NO_PROGRAMS)
-
-    def attach(self, ifindex: int) -> None:
-        """Put our programs on a device."""
-        self.devices[ifindex] = self.programs
-
-    def observe_forwarding(self) -> Forwarding:
-        """Return what the tables hold."""
-        return self.forwarding
-
-    def apply_forwarding(self, forwarding: Forwarding) -> None:
-        """Make the tables hold this."""
-        self.forwarding = forwarding
-
-
-class _Device(msgspec.Struct):
-    """A device of the host."""
-
-    name: str
-    kind: str
-    index: int
-    mac: MacAddress
-    mtu: int
-    alias: str = ""
-    up: bool = False
-    master: str = ""
-    hairpin: bool = False
-    stp: bool = False
-    accept_ra: bool = True
-    promote_secondaries: bool = False
-    neighbours: NeighbourTimes = KERNEL_NEIGHBOUR_TIMES
-    addresses: list[Cidr] = msgspec.field(default_factory=list)  # as they were added
-    port: int = 0
-    external: bool = False
-    learning: bool = True
-    ipv6_link_local: bool = True
-    inside: tuple[int, str] | None = None  # of a veth: namespace and name of the other end
-
-
-class FakeWatch:
-    """Hints, counted."""
-
-    def __init__(self) -> None:
-        """There are none yet."""
-        self.hints = 0
-
-    def fileno(self) -> int:
-        """Return no descriptor: in virtual time nobody waits for one."""
-        return -1
-
-    def drain(self) -> bool:
-        """Forget the hints; say whether there were any."""
-        hinted, self.hints = self.hints > 0, 0
-        return hinted
-
-    def close(self) -> None:
-        """Do nothing: a watch costs nothing here."""
 
 
 def never_refuse(operation: str) -> None:
@@ -158,7 +83,7 @@ class FakeKernel(FakeTraffic):
         self._vxlan = vxlan
         self._datapath = datapath
         self._refuse = refuse
-        self._devices: dict[str, _Device] = {}
+        self._devices: dict[str, Device] = {}
         self._namespaces: dict[int, dict[str, PodInterface]] = {}
         self._numbers = itertools.count(1)
         self._watches: list[FakeWatch] = []
@@ -183,13 +108,13 @@ class FakeKernel(FakeTraffic):
         self, name: str, kind: str, *, alias: str = "", port: int = 0, external: bool = False, master: str = ""
     ) -> None:
         """Make a device that is not ours."""
-        device = _Device(name, kind, next(self._numbers), self._draw_mac(), 1500, alias=alias, master=master)
+        device = Device(name, kind, next(self._numbers), self._draw_mac(), 1500, alias=alias, master=master)
         device.port, device.external = port, external
         self._add(device)
 
     def add_pod(self, name: str, namespace: int, ifname: str, *, master: str = "") -> None:
         """Connect a pod as another network plugin would: nothing says whose it is."""
-        device = _Device(name, "veth", next(self._numbers), self._draw_mac(), 1500, up=True, master=master)
+        device = Device(name, "veth", next(self._numbers), self._draw_mac(), 1500, up=True, master=master)
         device.inside = (namespace, ifname)
         self._add(device)
         self._namespaces[namespace][ifname] = PodInterface(
@@ -208,7 +133,8 @@ class FakeKernel(FakeTraffic):
         pods = self.list_pods()
         if with_macs:
             pods = tuple(replace(pod, mac=self._inside(pod.name).mac) for pod in pods)
-        return HostNetwork(self._observe_bridge(), self._observe_vxlan(), pods, self._observe_limiters())
+        others = frozenset(pod.bridge for pod in pods if pod.bridge and self.find_bridge(pod.bridge) is not None)
+        return HostNetwork(self._observe_bridge(), self._observe_vxlan(), pods, self._observe_limiters(), others)
 
     def host_routes(self) -> tuple[HostRoute, ...]:
         """Return the routes that were put into `routes`, and those that come with addresses."""
@@ -231,7 +157,7 @@ class FakeKernel(FakeTraffic):
         self._refuse(str(change))
         match change:
             case CreateBridge(name, mac, mtu):
-                self._add(_Device(name, "bridge", next(self._numbers), mac, mtu, alias=DEVICE_ALIAS))
+                self._add(Device(name, "bridge", next(self._numbers), mac, mtu, alias=DEVICE_ALIAS))
             case CreateVxlan(name, port, mtu):
                 self._create_vxlan(name, port, mtu)
             case DeleteDevice(name):
@@ -246,9 +172,9 @@ class FakeKernel(FakeTraffic):
         """Connect a pod to the bridge."""
         self._refuse(f"connect container {link.container_id}")
         inside = self._enter(link.netns)
-        bridge = self._require(self._bridge)
+        bridge = self._require(link.bridge or self._bridge)
         if bridge.kind != "bridge":
-            raise RefusedError(f"create a port of {self._bridge}", errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+            raise RefusedError(f"create a port of {bridge.name}", errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
         name = self._free_host_end(link)
         if link.ifname in inside:
             raise KernelError(f"cannot connect the pod: it already has an interface {link.ifname}")
@@ -273,12 +199,12 @@ class FakeKernel(FakeTraffic):
         if link.egress is not None:
             limiter = limiter_of(link.container_id, link.ifname)
             self._devices.pop(limiter.name, None)
-            ifb = _Device(limiter.name, "ifb", next(self._numbers), self._draw_mac(), link.mtu, up=True)
+            ifb = Device(limiter.name, "ifb", next(self._numbers), self._draw_mac(), link.mtu, up=True)
             ifb.alias = limiter_alias(limiter)
             self._add(ifb)
         inside[link.ifname] = interface
-        host_end = _Device(name, "veth", next(self._numbers), host_mac, link.mtu, up=True, master=self._bridge)
-        host_end.alias = pod_alias(link.container_id, link.ifname, hairpin=link.hairpin)
+        host_end = Device(name, "veth", next(self._numbers), host_mac, link.mtu, up=True, master=bridge.name)
+        host_end.alias = pod_alias(link)
         host_end.hairpin = link.hairpin
         host_end.inside = (link.netns, link.ifname)
         self._add(host_end)
@@ -306,15 +232,36 @@ class FakeKernel(FakeTraffic):
         self._refuse(f"look at {ifname}")
         return self._enter(netns).get(ifname)
 
+    def has_default_route(self, netns: int, *, besides: str) -> bool:
+        """Say whether a pod has a default route by another interface than this one."""
+        self._refuse("look at a pod's routes")
+        others = (interface for name, interface in self._enter(netns).items() if name != besides)
+        return any(route.destination.prefix_length == 0 for other in others for route in other.routes)
+
+    def find_bridge(self, name: str) -> OtherBridge | None:
+        """Return a bridge of the host's; None if there is none of this name."""
+        self._refuse(f"look at {name}")
+        device = self._devices.get(name)
+        if device is None or device.kind != "bridge":
+            return None
+        return OtherBridge(name, device.mtu, tuple(sorted(device.addresses)))
+
     def list_pods(self) -> tuple[PodPort, ...]:
         """Return the pods that are connected."""
         pods: list[PodPort] = []
         for device in self._devices.values():
             parsed = parse_pod_alias(device.alias)
             if parsed is not None and device.kind == "veth":
-                container_id, ifname, wanted = parsed
                 pods.append(
-                    PodPort(device.name, container_id, ifname, device.up, device.master, device.hairpin, wanted)
+                    PodPort(
+                        device.name,
+                        *parsed.owner,
+                        up=device.up,
+                        master=device.master,
+                        hairpin=device.hairpin,
+                        hairpin_wanted=parsed.hairpin,
+                        bridge=parsed.bridge,
+                    )
                 )
         return tuple(sorted(pods))
 
@@ -367,7 +314,7 @@ class FakeKernel(FakeTraffic):
     def _create_vxlan(self, name: str, port: int, mtu: int) -> None:
         if any(device.kind == "vxlan" and device.port == port for device in self._devices.values()):
             raise RefusedError(f"create VXLAN device {name}", errno.EEXIST, os.strerror(errno.EEXIST))
-        device = _Device(name, "vxlan", next(self._numbers), self._draw_mac(), mtu, alias=DEVICE_ALIAS)
+        device = Device(name, "vxlan", next(self._numbers), self._draw_mac(), mtu, alias=DEVICE_ALIAS)
         device.port, device.external, device.learning, device.ipv6_link_local = port, True, False, False
         self._add(device)
 
@@ -380,7 +327,7 @@ class FakeKernel(FakeTraffic):
             raise KernelError(f"will not delete {name}: it is not ours (its alias is {device.alias!r})")
         self._remove(device)
 
-    def _change(self, device: _Device, change: Change) -> None:
+    def _change(self, device: Device, change: Change) -> None:
         match change:
             case MarkOurs():
                 device.alias = DEVICE_ALIAS
@@ -426,14 +373,14 @@ class FakeKernel(FakeTraffic):
 
     # --- the tables ---
 
-    def _add(self, device: _Device) -> None:
+    def _add(self, device: Device) -> None:
         if device.name in self._devices:
             raise RefusedError(f"create {device.kind} {device.name}", errno.EEXIST, os.strerror(errno.EEXIST))
         _check_mtu(f"create {device.kind} {device.name}", device.mtu)
         self._devices[device.name] = device
         self._hint()
 
-    def _remove(self, device: _Device) -> None:
+    def _remove(self, device: Device) -> None:
         del self._devices[device.name]
         self._datapath.devices.pop(device.index, None)
         for port in self._devices.values():
@@ -444,7 +391,7 @@ class FakeKernel(FakeTraffic):
             self._namespaces.get(namespace, {}).pop(ifname, None)
         self._hint()
 
-    def _require(self, name: str) -> _Device:
+    def _require(self, name: str) -> Device:
         device = self._devices.get(name)
         if device is None:
             raise KernelError(f"there is no device {name!r}")
@@ -466,17 +413,17 @@ class FakeKernel(FakeTraffic):
             if device is None:
                 return name
             parsed = parse_pod_alias(device.alias)
-            if parsed is not None and parsed[:2] == (link.container_id, link.ifname):
+            if parsed is not None and parsed.owner == (link.container_id, link.ifname):
                 raise KernelError(
                     f"container {link.container_id} is already connected, by {name}; delete that connection first"
                 )
         raise RefusedError(f"create veth pair {name} and {link.ifname}", errno.EEXIST, os.strerror(errno.EEXIST))
 
-    def _belongs(self, device: _Device, container_id: str, ifname: str) -> bool:
+    def _belongs(self, device: Device, container_id: str, ifname: str) -> bool:
         parsed = parse_pod_alias(device.alias)
-        return (parsed is not None and parsed[:2] == (container_id, ifname)) or self._is_unmarked_port(device)
+        return (parsed is not None and parsed.owner == (container_id, ifname)) or self._is_unmarked_port(device)
 
-    def _is_unmarked_port(self, device: _Device) -> bool:
+    def _is_unmarked_port(self, device: Device) -> bool:
         return not device.alias and device.master == self._bridge
 
     def _draw_mac(self) -> MacAddress:
@@ -487,7 +434,7 @@ class FakeKernel(FakeTraffic):
             watch.hints += 1
 
 
-def _remove_address(device: _Device, address: Cidr) -> None:
+def _remove_address(device: Device, address: Cidr) -> None:
     same_subnet = [other for other in device.addresses if other.network == address.network]
     if address in same_subnet:
         takes_all = same_subnet[0] == address and not device.promote_secondaries
