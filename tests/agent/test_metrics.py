@@ -7,7 +7,7 @@ import msgspec
 
 from weavenet.agent.metrics import metrics_text
 from weavenet.api.schema import decode_report
-from weavenet.node.report import Attachment, Ipam, RingEntry, Weavenet
+from weavenet.node.report import Attachment, Ipam, OverlayLink, OverlayState, RingEntry, Traffic, Weavenet
 
 RECORDED = Path(__file__).parents[1] / "recorded"
 REPORT = decode_report((RECORDED / "host1-report.json").read_bytes())
@@ -75,3 +75,23 @@ def test_our_own_metrics_have_our_own_names() -> None:
     assert 'weavenet_dataplane_events_total{event="unknown_peer"} 7.0\n' in text
     assert "weavenet_attachments 1.0\n" in text
     assert "weavenet_dataplane_problems 1.0\n" in text
+
+
+def test_each_peer_has_its_round_trip_its_overlays_and_its_traffic() -> None:
+    states = (OverlayState("fastdp", "silent", "why"), OverlayState("sleeve", "in use", ""))
+    traffic = Traffic(sent_packets=1, sent_bytes=2, received_packets=3, received_bytes=4)
+    link = OverlayLink("p", "n", "192.0.2.2:6783", "sleeve", "192.0.2.2:6783", True, 1438, states, 250, traffic)
+    bare = OverlayLink("q", "m", "192.0.2.3:6783", "fastdp", "192.0.2.3:6784", True, 1376)
+    ours = Weavenet(links=(link, bare), sleeve_counters={"drop_no_route": 5})
+
+    text = metrics_text(msgspec.structs.replace(REPORT, weavenet=ours)).decode()
+
+    who = 'nickname="n",peer="p"'
+    assert f"weavenet_peer_rtt_seconds{{{who}}} 0.00025\n" in text
+    assert 'weavenet_peer_overlay{nickname="n",overlay="fastdp",peer="p",state="silent"} 1.0\n' in text
+    assert f"weavenet_peer_sent_packets_total{{{who}}} 1.0\n" in text
+    assert f"weavenet_peer_sent_bytes_total{{{who}}} 2.0\n" in text
+    assert f"weavenet_peer_received_packets_total{{{who}}} 3.0\n" in text
+    assert f"weavenet_peer_received_bytes_total{{{who}}} 4.0\n" in text
+    assert 'weavenet_sleeve_events_total{event="drop_no_route"} 5.0\n' in text
+    assert 'peer="q"' not in text, "what is not known is not shown"

@@ -17,7 +17,7 @@ from weavenet.dataplane.model import MacAddress, PodLink, Programs, bridge_mac
 from weavenet.effects import Now
 from weavenet.errors import KernelError
 from weavenet.identity import ShortID, format_peer_name
-from weavenet.linux.fastdp import Counter, MacEntry
+from weavenet.linux.fastdp import Counter, MacEntry, Traffic
 from weavenet.node import inputs as i
 from weavenet.node.report import Attachment
 from weavenet.sim.devices import FakeDatapath
@@ -42,6 +42,9 @@ class Maps:
 
     def counters(self) -> dict[Counter, int]:
         return {Counter.LEARNT: 3, Counter.FLOODED: 0}
+
+    def traffic(self, short_ids: list[ShortID]) -> dict[ShortID, Traffic]:
+        return {short_id: Traffic(1, 60, 2, 120) for short_id in short_ids}
 
 
 class Host:

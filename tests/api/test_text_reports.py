@@ -27,6 +27,8 @@ from weavenet.node.report import (
     Connection,
     Ipam,
     Kubernetes,
+    OverlayLink,
+    OverlayState,
     Paxos,
     Peer,
     PeerConnection,
@@ -491,3 +493,25 @@ def test_the_status_names_departed_peers_that_wait_and_the_wish_to_be_uninstalle
     section = last_section(kubernetes(reclaim=("7a:00:00:00:00:03: node c is gone, but the peer is alive",)))
     assert section[-1] == "Reclaim: 7a:00:00:00:00:03: node c is gone, but the peer is alive"
     assert last_section(kubernetes(uninstall_wanted=True))[-1].startswith("Uninstall: when the agent is stopped")
+
+
+def linked(*overlays: tuple[str, str, str], rtt_us: int | None = None) -> str:
+    one = connection("192.0.2.2:6783", "established", name="sleeve", mtu=1438)
+    states = tuple(OverlayState(*each) for each in overlays)
+    link = OverlayLink("p", "n", one.address, "sleeve", one.address, True, 1438, states, rtt_us)
+    report = msgspec.structs.replace(make_report(connections=[one]), weavenet=Weavenet(links=(link,)))
+    return connections_text(report).partition("mtu=1438")[2].strip()
+
+
+def test_a_connection_says_behind_all_else_why_a_better_overlay_is_not_in_use() -> None:
+    silent = ("fastdp", "silent", "no heartbeat for 60 s")
+    assert linked(silent, ("sleeve", "in use", "")) == "(fastdp silent: no heartbeat for 60 s)"
+    assert linked(("sleeve", "in use", ""), ("fastdp", "not offered", "why")) == "(fastdp not offered: why)"
+    assert linked(("fastdp", "in use", ""), ("sleeve", "failed", "why")) == "", "a worse one is nobody's concern here"
+    both = linked(("fastdp", "trying", "a"), ("sleeve", "trying", "b"))
+    assert both == "(fastdp trying: a) (sleeve trying: b)"
+
+
+@pytest.mark.parametrize(("rtt_us", "shown"), [(84, "rtt=0.084ms"), (1234, "rtt=1.23ms"), (250_000, "rtt=250ms")])
+def test_a_connection_says_how_long_a_round_trip_takes(rtt_us: int, shown: str) -> None:
+    assert linked(("sleeve", "in use", ""), rtt_us=rtt_us) == shown

@@ -146,3 +146,18 @@ def test_listening_on_a_taken_port_fails_and_leaves_nothing() -> None:
         second.close_all()
 
     asyncio.run(body())
+
+
+def test_the_kernel_tells_how_long_a_round_trip_takes() -> None:
+    async def test(dialler: TcpDriver, near: Ears, _: TcpDriver, far: Ears, there: Endpoint) -> None:
+        assert dialler.round_trips() == {}
+        dialler.dial(FIRST_DIALLED, there)
+        await near.wait_for(TcpDialled)
+        await far.wait_for(TcpAccepted)
+        dialler.send(FIRST_DIALLED, b"?")
+        await far.wait_for(TcpReceived)
+        found = dialler.round_trips()
+        assert set(found) == {FIRST_DIALLED}
+        assert 0 < found[FIRST_DIALLED] < 10_000_000
+
+    _run(test)

@@ -19,7 +19,7 @@ from weavenet.dataplane.model import NO_PROGRAMS, MacAddress, mac_from_bytes
 from weavenet.errors import KernelError
 from weavenet.identity import ShortID
 from weavenet.linux import tc
-from weavenet.linux.fastdp import HOPS_MAX, Counter, FastdpMaps, attached
+from weavenet.linux.fastdp import HOPS_MAX, Counter, FastdpMaps, Traffic, attached
 from weavenet.linux.special import SpecialReceiver, SpecialSender
 from weavenet.overlay.forwarding import Forwarding
 
@@ -547,3 +547,21 @@ def test_addresses_at_a_peer_and_single_ones_are_forgotten(maps: FastdpMaps) -> 
 def test_a_file_that_is_no_object_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KernelError, match=r"cannot open eBPF object .*/nowhere.o: No such file"):
         FastdpMaps.open(path=tmp_path / "nowhere.o")
+
+
+def test_what_goes_to_and_comes_from_a_peer_is_counted_for_it(lab: "hosts.Lab") -> None:
+    one, two, three = lab.hosts
+    one.pod.ping(two.pod, "-c", "1")  # who is where is known from here on
+    ids = [two.short_id, three.short_id]
+    before = one.maps.traffic(ids)
+    one.pod.ping(two.pod, "-c", "10", "-i", "0.01", "-s", "100")
+    after = one.maps.traffic(ids)
+    frame = 14 + 20 + 8 + 100
+    sent = after[two.short_id].sent_packets - before[two.short_id].sent_packets
+    assert sent >= 10
+    assert after[two.short_id].sent_bytes - before[two.short_id].sent_bytes >= 10 * frame
+    assert after[two.short_id].received_packets - before[two.short_id].received_packets >= 10
+    assert after[two.short_id].received_bytes - before[two.short_id].received_bytes >= 10 * frame
+    assert after[three.short_id].sent_bytes - before[three.short_id].sent_bytes < 10 * frame
+    one.maps.forget_traffic([two.short_id])
+    assert one.maps.traffic([two.short_id]) == {two.short_id: Traffic()}

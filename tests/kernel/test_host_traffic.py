@@ -32,7 +32,8 @@ WEB = PortMapping(Protocol.TCP, 80, Endpoint(parse_address("10.32.0.5"), 8080))
 DNS = PortMapping(Protocol.UDP, 53, Endpoint(parse_address("10.32.0.6"), 53))
 ONE = PortMapping(Protocol.SCTP, 80, Endpoint(parse_address("10.32.0.7"), 80), parse_address("192.0.2.1"))
 SETTINGS = TrafficSettings("weave", (RANGE,), routes=True)
-FULL = replace(SETTINGS, ours=(Range(Address(0x0A200000), Address(0x0A200300)),), mappings=(WEB, DNS, ONE))
+OURS = (Range(Address(0x0A200000), Address(0x0A200300)),)
+FULL = replace(SETTINGS, heartbeats=6784, ours=OURS, mappings=(WEB, DNS, ONE))
 
 
 @pytest.fixture

@@ -59,6 +59,7 @@ def test_limits_are_those_of_the_programs() -> None:
         ("flood", fastdp._FLOOD_BYTES),
         ("place", fastdp._PLACE.size),
         ("special", fastdp._SPECIAL.size),
+        ("traffic", fastdp._TRAFFIC.size),
         ("event", fastdp._EVENT.size),
     ],
 )

@@ -71,7 +71,7 @@ def report_of(node: Node, network: HostNetwork | None = None) -> r.Report:
         router=router_report(node, ()),
         ipam=None if node.ipam is None else ipam_report(node.ipam.status()),
         weavenet=r.Weavenet(
-            r.listed(link_reports(node)), r.listed(attachment_reports(node, network or HostNetwork(), {}))
+            r.listed(link_reports(node, {}, {})), r.listed(attachment_reports(node, network or HostNetwork(), {}))
         ),
     )
 

@@ -184,3 +184,65 @@ def test_a_sleeve_that_cannot_send_leaves_fastdp_to_it() -> None:
     assert chosen(overlays) == "fastdp"
     assert overlays.sleeves() == {}
     assert isinstance(overlays.control_arrived(control(1, 1), at(0.2))[0], Note)
+
+
+# --- how each stands, and why -----------------------------------------------------------------------------------------
+
+
+def standings(overlays: Overlays) -> list[tuple[str, str, str]]:
+    return [(one.overlay, one.state.value, one.reason) for one in overlays.standings()[B]]
+
+
+def test_what_is_tried_says_which_heartbeats_are_missing() -> None:
+    overlays = make()
+    overlays.connection_added(added(), at(0))
+    nothing = "no heartbeat has come yet, and none of ours is acknowledged: is UDP port {} open both ways?"
+    assert standings(overlays) == [
+        ("fastdp", "trying", nothing.format(6784)),
+        ("sleeve", "trying", nothing.format(6783)),
+    ]
+    by_vxlan(overlays, 0.1)
+    assert standings(overlays)[0][2].endswith("ours are not acknowledged: is UDP port 6784 open towards the peer?")
+    overlays.control_arrived(control(1, 1), at(0.2))
+    assert standings(overlays)[1] == ("sleeve", "in use", "")
+    overlays.control_arrived(control(0, 0), at(0.3))
+    assert standings(overlays) == [("fastdp", "in use", ""), ("sleeve", "stands by", "")]
+
+
+def test_what_only_arrives_there_says_that_nothing_comes_back() -> None:
+    overlays = make()
+    overlays.connection_added(added(overlays=("sleeve",)), at(0))
+    # Acknowledged is established, so what is missing shows on the other overlay's way only; ask the link itself.
+    (link,) = (sleeve for _, sleeve, _ in overlays.sleeves().values())
+    overlays.control_arrived(control(0, 1), at(0.1))
+    assert link.heard.doubt(6783) == (
+        "our heartbeats are acknowledged, the peer's do not come: is UDP port 6783 open towards us?"
+    )
+
+
+def test_what_fell_silent_says_for_how_long_and_what_failed_says_why() -> None:
+    overlays = make()
+    overlays.connection_added(added(), at(0))
+    overlays.control_arrived(control(0, 0), at(0.1))
+    overlays.control_arrived(control(1, 1), at(0.1))
+    by_sleeve(overlays, 50)
+    run(overlays, 61)
+    assert standings(overlays)[0] == (
+        "fastdp",
+        "silent",
+        "no heartbeat for 60 s; is UDP port 6784 open both ways, for inner frames of 1390 bytes?",
+    )
+    assert standings(overlays)[1] == ("sleeve", "in use", "")
+    sealed = make()
+    sealed.connection_added(added(key=b"k" * 32), at(0))
+    assert standings(sealed)[0][:2] == ("fastdp", "failed")
+    assert standings(sealed)[0][2].startswith("encrypted overlay traffic is not supported by it")
+
+
+def test_what_one_side_lacks_says_which_side() -> None:
+    overlays = make()
+    overlays.connection_added(added(overlays=("sleeve",)), at(0))
+    assert standings(overlays)[1] == ("fastdp", "not offered", "the peer does not offer it")
+    ours = Overlays(short_ids=Directory(), mtu_bytes=MTU, port=6784, names=("sleeve",))
+    ours.connection_added(added(), at(0))
+    assert standings(ours)[1] == ("fastdp", "not offered", "it is switched off here")

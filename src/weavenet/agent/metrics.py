@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
 
-from weavenet.node.report import Connection, Ipam, Report, Weavenet
+from weavenet.node.report import Connection, Ipam, OverlayLink, Report, Weavenet
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
@@ -92,12 +92,53 @@ def _weavenet(ours: Weavenet) -> Iterator[Metric]:
     for event in sorted(ours.counters):
         packets.add_metric([event], ours.counters[event])
     yield packets
+    sleeve = CounterMetricFamily(
+        "weavenet_sleeve_events",
+        "Frames of the process that forwards by sleeve, since it started: sent, received, dropped and why.",
+        labels=["event"],
+    )
+    for event in sorted(ours.sleeve_counters):
+        sleeve.add_metric([event], ours.sleeve_counters[event])
+    yield sleeve
+    yield from _peers(ours.links or ())
     yield _gauge("weavenet_attachments", "Number of interfaces on the bridge.", len(ours.attachments or ()))
     yield _gauge(
         "weavenet_dataplane_problems",
         "Number of things that stand between the kernel and what it should be.",
         len(ours.problems or ()),
     )
+
+
+def _peers(links: tuple[OverlayLink, ...]) -> Iterator[Metric]:
+    """Return what is known of the peers that we have a connection with, which the connection limit bounds."""
+    labels = ["peer", "nickname"]
+    rtt = GaugeMetricFamily(
+        "weavenet_peer_rtt_seconds", "Shortest round trip to a peer in the last minutes, by TCP.", labels=labels
+    )
+    state = GaugeMetricFamily(
+        "weavenet_peer_overlay",
+        "How each overlay stands towards a peer: 1 for the state that it is in.",
+        labels=[*labels, "overlay", "state"],
+    )
+    counters = {
+        name: CounterMetricFamily(f"weavenet_peer_{name}", text, labels=labels)
+        for name, text in (
+            ("sent_packets", "Packets sent to pods of a peer; one of many TCP segments counts once."),
+            ("sent_bytes", "Bytes of frames sent to pods of a peer."),
+            ("received_packets", "Packets received from pods of a peer; one of many TCP segments counts once."),
+            ("received_bytes", "Bytes of frames received from pods of a peer."),
+        )
+    }
+    for link in links:
+        peer = [link.peer, link.nick_name]
+        if link.rtt_us is not None:
+            rtt.add_metric(peer, link.rtt_us / 1e6)
+        for one in link.overlays or ():
+            state.add_metric([*peer, one.overlay, one.state], 1)
+        if link.traffic is not None:
+            for name, counter in counters.items():
+                counter.add_metric(peer, getattr(link.traffic, name))
+    yield from (rtt, state, *counters.values())
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

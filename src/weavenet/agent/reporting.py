@@ -7,14 +7,16 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 import msgspec
+from msgspec.structs import astuple
 
 from weavenet.address import Cidr
 from weavenet.agent.loop import NodeLoop
 from weavenet.dataplane.kernel import Kernel
 from weavenet.dataplane.model import HostNetwork, format_mac
 from weavenet.drivers.clock import read_clock
+from weavenet.effects import ConnectionNumber
 from weavenet.errors import KernelError
-from weavenet.identity import format_peer_name
+from weavenet.identity import ShortID, format_peer_name
 from weavenet.linux.datapath import FastDatapath
 from weavenet.linux.fastdp import MacEntry
 from weavenet.node import report as r
@@ -26,6 +28,7 @@ class _Observed(msgspec.Struct, frozen=True):
     network: HostNetwork
     macs: list[MacEntry]
     counters: dict[str, int]
+    traffic: dict[ShortID, r.Traffic]
 
 
 class Keeper(Protocol):
@@ -55,15 +58,18 @@ class Reporter:
         self._keepers = keepers
         self._thread = thread
         self.kubernetes: Callable[[], r.Kubernetes | None] = lambda: None
+        self.round_trips: Callable[[], Mapping[ConnectionNumber, int]] = dict
+        self.sleeve_counters: Callable[[], Mapping[str, int]] = dict
         self.local_addresses: Callable[[], Mapping[str, tuple[Cidr, ...]]] = dict
 
     async def report(self) -> r.Report:
         """Say how everything is now. What the kernel refuses to tell is missing, and named among the problems."""
         problems = [problem for keeper in self._keepers for problem in keeper.problems]
         try:
-            observed = await asyncio.get_running_loop().run_in_executor(self._thread, self._observe)
+            short_ids = self._neighbours()
+            observed = await asyncio.get_running_loop().run_in_executor(self._thread, self._observe, short_ids)
         except KernelError as error:
-            observed = _Observed(HostNetwork(), [], {})
+            observed = _Observed(HostNetwork(), [], {}, {})
             problems.append(str(error))
         node = self._loop.node
         return r.Report(
@@ -73,18 +79,25 @@ class Reporter:
             router=router_report(node, self._macs(observed.macs)),
             ipam=ipam_report(node.ipam.status()) if node.ipam is not None else None,
             weavenet=r.Weavenet(
-                links=r.listed(link_reports(node)),
+                links=r.listed(link_reports(node, self.round_trips(), observed.traffic)),
                 attachments=r.listed(attachment_reports(node, observed.network, self.local_addresses())),
                 counters=observed.counters,
+                sleeve_counters=self.sleeve_counters(),
                 problems=r.listed(problems),
                 kubernetes=self.kubernetes(),
             ),
         )
 
-    def _observe(self) -> _Observed:
+    def _neighbours(self) -> list[ShortID]:
+        mesh = self._loop.node.mesh
+        peers = (mesh.topology.get(status.name) for status in mesh.connections())
+        return [peer.short_id for peer in peers if peer is not None and peer.short_id is not None]
+
+    def _observe(self, short_ids: list[ShortID]) -> _Observed:
         maps = self._datapath.maps
         counters = {counter.name.lower(): count for counter, count in maps.counters().items()}
-        return _Observed(self._kernel.observe(with_macs=True), maps.macs(), counters)
+        traffic = {short_id: r.Traffic(*astuple(found)) for short_id, found in maps.traffic(short_ids).items()}
+        return _Observed(self._kernel.observe(with_macs=True), maps.macs(), counters, traffic)
 
     def _macs(self, entries: list[MacEntry]) -> tuple[r.Mac, ...]:
         topology = self._loop.node.mesh.topology

@@ -50,8 +50,9 @@ from weavenet.errors import ConfigError, KernelError
 from weavenet.identity import PeerName, PeerUID, ShortID, format_peer_name
 from weavenet.ipam.allocator import IpamConfig, StoredState
 from weavenet.linux.datapath import FastDatapath
+from weavenet.linux.heard import PassedReceiver
 from weavenet.linux.kernel import LinuxKernel
-from weavenet.linux.special import SpecialReceiver, SpecialSender
+from weavenet.linux.special import SpecialFrame, SpecialReceiver, SpecialSender
 from weavenet.mesh.connector import Target
 from weavenet.mesh.keyring import KEY_KEYRING, Keyring, decode_keyring, keyring_at_launch
 from weavenet.mesh.router import MeshConfig
@@ -144,6 +145,10 @@ class _Agent:
         self._reporter = Reporter(
             self._loop, self._kernel, self._datapath, (self._reconciler, self._traffic), self._kernel_thread
         )
+        self._reporter.round_trips = self._tcp.round_trips
+        if self._sleeve is not None:
+            sleeve = self._sleeve
+            self._reporter.sleeve_counters = lambda: sleeve.counters
         if self._kube is not None:
             self._reporter.kubernetes = self._kube.report
         # In a cluster nobody names peers; until the API does, those of before are what we know.
@@ -334,6 +339,14 @@ class _Agent:
         self._stack.callback(sender.close)
         receiver = SpecialReceiver(config.vxlan_port)
         self._stack.callback(receiver.close)
+        passed: PassedReceiver | None = None
+        try:
+            passed = PassedReceiver(config.vxlan_port)
+        except KernelError as error:
+            self._log.warning("A firewall of this host that drops fastdp's packets will go unnoticed: %s", error)
+        else:
+            self._traffic.heartbeats = config.vxlan_port
+            self._stack.callback(passed.close)
 
         def send(effect: SendSpecialFrame) -> None:
             try:
@@ -341,9 +354,15 @@ class _Agent:
             except KernelError as error:
                 self._log.debug("heartbeat to %s lost: %s", effect.remote, error)
 
-        def receive() -> None:
-            for frame in receiver.receive():
+        def take(frames: Sequence[SpecialFrame]) -> None:
+            for frame in frames:
                 self._loop.feed(SpecialFrameArrived(frame.vni, frame.remote, frame.length, frame.head))
+
+        def receive() -> None:
+            frames = receiver.receive()
+            # What comes here has not met the firewall yet, so it counts only where nothing better can be had.
+            if passed is None or self._traffic.has_failed:
+                take(frames)
 
         def missed() -> None:
             for origin in maps.misses():
@@ -352,6 +371,9 @@ class _Agent:
         self._loop.send_special_frame = send
         loop.add_reader(receiver.fileno(), receive)
         self._stack.callback(loop.remove_reader, receiver.fileno())
+        if passed is not None:
+            loop.add_reader(passed.fileno(), lambda: take(passed.receive()))
+            self._stack.callback(loop.remove_reader, passed.fileno())
         loop.add_reader(maps.events_fileno(), missed)
         self._stack.callback(loop.remove_reader, maps.events_fileno())
 

@@ -44,6 +44,7 @@ class Traffic:
         # Wired before the first look. `ours` gives None where outside clients are masqueraded for everybody.
         self.ours: Callable[[], Iterable[Range] | None] = lambda: None
         self.mappings: Callable[[], tuple[PortMapping, ...]] = tuple
+        self.heartbeats: int | None = None  # UDP port at which they come, if their log is read
         self.unmasqueraded: set[Cidr] = set()  # addresses of the bridge that were exposed so
 
     def hint(self) -> None:
@@ -64,7 +65,9 @@ class Traffic:
             addresses = bridge.addresses if isinstance(bridge, Bridge) else ()
             subnets = tuple(address.network for address in addresses if address not in unmasqueraded)
             routes = bool(addresses or mappings)
-            settings = TrafficSettings(self._bridge, subnets, ranges, mappings, routes=routes)
+            settings = TrafficSettings(
+                self._bridge, subnets, ranges, mappings, routes=routes, heartbeats=self.heartbeats
+            )
             return reconcile_traffic(self._kernel, settings), routes and self._is_dropped()
 
         try:
@@ -145,6 +148,11 @@ class Traffic:
     def _hinted(self, watch: Watch) -> None:
         if watch.drain():
             self.hint()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether what is wanted is not there, as far as is known."""
+        return bool(self._problem)
 
     @property
     def problems(self) -> tuple[str, ...]:

@@ -13,11 +13,13 @@ from weavenet.api.visible import visible
 from weavenet.errors import AddressError
 from weavenet.node.report import (
     EXPOSED,
+    IN_USE,
     Attachment,
     AttributeValue,
     Connection,
     Ipam,
     Kubernetes,
+    OverlayLink,
     Peer,
     Report,
     Router,
@@ -87,7 +89,10 @@ def _kubernetes(kubernetes: Kubernetes) -> list[tuple[str, str]]:
 
 def connections_text(report: Report) -> str:
     """Return what `weave status connections` shows: working ones first, then by address."""
-    return _lines(_connection(one) for one in sorted(report.router.connections or (), key=_connection_order))
+    ours = report.weavenet.links if report.weavenet is not None else None
+    links = {link.connection: link for link in ours or ()}
+    connections = sorted(report.router.connections or (), key=_connection_order)
+    return _lines(_connection(one, links.get(one.address)) for one in connections)
 
 
 def peers_text(report: Report) -> str:
@@ -202,11 +207,28 @@ def _peer_counts(peers: Sequence[Peer]) -> str:
     return f"{len(peers)} (with {', '.join(counts)} connections)" if counts else str(len(peers))
 
 
-def _connection(one: Connection) -> str:
+def _connection(one: Connection, link: OverlayLink | None) -> str:
+    """Show a connection as Weave does; behind that, what Weave does not say: the round trip, and why not better."""
     attributes = one.attrs or {}
-    shown = " ".join(f"{key}={_value(attributes[key])}" for key in sorted(attributes) if key != "name")
+    shown = [f"{key}={_value(attributes[key])}" for key in sorted(attributes) if key != "name"]
+    if link is not None:
+        shown += [f"rtt={link.rtt_us / 1000:.3g}ms"] if link.rtt_us is not None else []
+        shown += [f"({reason})" for reason in _shortcomings(link)]
     arrow = _arrow(outbound=one.outbound)
-    return f"{arrow} {one.address:{_ADDRESS_COLUMNS}} {one.state:{_STATE_COLUMNS}} {one.info} {shown}"
+    return f"{arrow} {one.address:{_ADDRESS_COLUMNS}} {one.state:{_STATE_COLUMNS}} {one.info} {' '.join(shown)}"
+
+
+def _shortcomings(link: OverlayLink) -> list[str]:
+    """Say why overlays that are better than the one in use are not; of all, where none is in use."""
+    found: list[str] = []
+    for one in sorted(
+        link.overlays or (), key=lambda each: each.overlay
+    ):  # fastdp before sleeve, which it is better than
+        if one.state == IN_USE:
+            break
+        if one.reason:
+            found.append(f"{one.overlay} {one.state}: {one.reason}")
+    return found
 
 
 def _connection_order(one: Connection) -> tuple[int, tuple[int, int], str]:

@@ -4,6 +4,7 @@
       chain loopback      before conntrack: nobody on the bridge may speak to 127.0.0.0/8
       chain prerouting ┐  to an address of this host:
       chain output     ┴─▶ chain hostports: by (address, protocol, port), else by (protocol, port), to a pod
+      chain heartbeats    behind all firewalls: what has passed them is logged to us (linux/heard.py)
       chain postrouting   what leaves or enters the pods' subnets goes by this host's address, with exceptions
 
 Everything is looked up in sets and maps, so a rule never changes while the agent runs, and a mapping or a range that
@@ -34,6 +35,8 @@ LOOPBACK = Cidr(Address(127 << 24), 8)
 # portmap plugin, 0x4000 and 0x8000 kube-proxy, 0x20000 and 0x40000 Weave Net.
 MASQUERADE_MARK = 0x80000
 _BEHIND = 5
+_PRIORITY_LAST = 2_000_000_000  # whoever filters at this hook has done so
+HEARTBEAT_BYTES = 128  # of a heartbeat that we want to see, from its IPv4 header on
 _PRIORITY_RAW, _PRIORITY_DSTNAT, _PRIORITY_SRCNAT = -300, -100 + _BEHIND, 100 + _BEHIND
 
 SUBNETS, OURS = "subnets", "ours"  # sets
@@ -159,12 +162,25 @@ def merge(ranges: Iterable[Range]) -> tuple[Range, ...]:
 
 
 def make_table(
-    bridge: str, *, subnets: Iterable[Cidr], ours: Iterable[Range] | None, mappings: Iterable[PortMapping]
+    bridge: str,
+    *,
+    subnets: Iterable[Cidr],
+    ours: Iterable[Range] | None,
+    mappings: Iterable[PortMapping],
+    heartbeats: int | None = None,
 ) -> Table:
-    """Return the table for a bridge; `ours` is whom outside clients reach with their own address, None for nobody."""
+    """Return the table for a bridge.
+
+    `ours` is whom outside clients reach with their own address, None for nobody; `heartbeats` the UDP port at which
+    they come, and the log group that they go to, None for nobody who would read it.
+    """
     ordered = sorted(mappings, key=lambda mapping: mapping.key)
     return Table(
-        chains=_chains(bridge, keep_clients=ours is not None),
+        chains=tuple(
+            sorted(
+                (*_chains(bridge, keep_clients=ours is not None), *_heartbeats(heartbeats)), key=lambda one: one.name
+            )
+        ),
         sets=(
             AddressSet(OURS, merge(ours or ())),
             AddressSet(SUBNETS, merge(subnet.range for subnet in subnets)),
@@ -206,6 +222,15 @@ def _chains(bridge: str, *, keep_clients: bool) -> tuple[Chain, ...]:
         Chain("postrouting", tuple(postrouting), Hook("nat", "postrouting", _PRIORITY_SRCNAT)),
         Chain("prerouting", (to_host_ports,), Hook("nat", "prerouting", _PRIORITY_DSTNAT)),
     )
+
+
+def _heartbeats(port: int | None) -> tuple[Chain, ...]:
+    if port is None:
+        return ()
+    # Twelve zero bytes behind UDP's and VXLAN's headers: both MAC addresses of the frame inside.
+    match = f"udp dport {port} @th,128,96 0"
+    rule = make_rule("heartbeats", f"{match} log group {port} snaplen {HEARTBEAT_BYTES} queue-threshold 1")
+    return (Chain("heartbeats", (rule,), Hook("filter", "input", _PRIORITY_LAST)),)
 
 
 # --- changing it ------------------------------------------------------------------------------------------------------

@@ -46,6 +46,7 @@ class TrafficSettings(msgspec.Struct, frozen=True):
     ours: tuple[Range, ...] | None = None  # the ring's ranges of this peer, with --no-masq-local; None without
     mappings: tuple[PortMapping, ...] = ()
     routes: bool = False  # the bridge has an address, so pods send through this host
+    heartbeats: int | None = None  # UDP port at which heartbeats come; None for nobody who would read their log
 
 
 class Switches(msgspec.Struct, frozen=True):
@@ -116,7 +117,13 @@ TrafficChange = Transaction | SetSwitch | ForgetUdpFlows
 def desired_traffic(settings: TrafficSettings, actual: HostTraffic) -> HostTraffic:
     """Return what should be, given what there is."""
     bridge = settings.bridge
-    table = make_table(bridge, subnets=settings.subnets, ours=settings.ours, mappings=settings.mappings)
+    table = make_table(
+        bridge,
+        subnets=settings.subnets,
+        ours=settings.ours,
+        mappings=settings.mappings,
+        heartbeats=settings.heartbeats,
+    )
     switches = replace(
         actual.switches,
         route_localnet=None if actual.switches.route_localnet is None else bool(settings.mappings),

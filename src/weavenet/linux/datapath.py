@@ -59,6 +59,9 @@ class FastDatapath:
         moved = [short_id for short_id, remote in before.peers.items() if forwarding.peers.get(short_id) != remote]
         if moved:
             self.maps.forget_peers(moved)
+        gone = before.peers.keys() - forwarding.peers.keys()
+        if gone:
+            self.maps.forget_traffic(gone)
 
     def close(self) -> None:
         """Let go of programs and maps; what is attached works on."""

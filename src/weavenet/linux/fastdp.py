@@ -37,7 +37,7 @@ MAC_AGE_NS = 600 * 1_000_000_000
 _LOCAL = SHORT_ID_COUNT
 _INGRESS, _EGRESS = "weave_ingress", "weave_egress"
 _SLEEVE_INGRESS, _SLEEVE_EGRESS = "weave_sleeve_ingress", "weave_sleeve_egress"
-_NAMES = frozenset({"config", "peers", "floods", "macs", "special", "stats", "events", "misses"})
+_NAMES = frozenset({"config", "peers", "floods", "macs", "special", "stats", "traffic", "events", "misses"})
 _FLOOD_MISS = 1
 
 # The structs of fastdp.c, in the byte order of this machine.
@@ -47,6 +47,7 @@ _CONFIG = struct.Struct("=IIII")  # our short ID, indexes of the sleeve port, th
 _HOP = struct.Struct("=II")  # short ID, remote
 _PLACE = struct.Struct("=QII")  # seen (ns), where, reserved
 _SPECIAL = struct.Struct("=II")  # remote, VNI
+_TRAFFIC = struct.Struct("=QQQQ")  # packets and bytes sent, received
 _EVENT = struct.Struct("=II")  # kind, origin
 _FLOOD_BYTES = _U32.size + HOPS_MAX * _HOP.size
 _MAC_BYTES = 6
@@ -81,6 +82,15 @@ class MacEntry(msgspec.Struct, frozen=True, order=True):
     mac: MacAddress
     place: ShortID | None  # None: behind our own bridge
     age_s: float
+
+
+class Traffic(msgspec.Struct, frozen=True):
+    """What went between a peer's pods and ours. A packet of many segments counts as one, with all its bytes."""
+
+    sent_packets: int = 0
+    sent_bytes: int = 0
+    received_packets: int = 0
+    received_bytes: int = 0
 
 
 def default_object() -> Path:
@@ -244,6 +254,21 @@ class FastdpMaps:
             which: sum(_U64.unpack_from(cells[which], at)[0] for at in range(0, len(cells[which]), _U64.size))
             for which in Counter
         }
+
+    def traffic(self, short_ids: Collection[ShortID]) -> Mapping[ShortID, Traffic]:
+        """Return what went to and came from these peers, summed over all CPUs."""
+        found: dict[ShortID, Traffic] = {}
+        for short_id in short_ids:
+            cell = self._map("traffic").lookup(_U32.pack(short_id)) or b""
+            rows = _TRAFFIC.iter_unpack(cell)
+            found[short_id] = Traffic(*map(sum, zip(*rows, strict=True)))
+        return found
+
+    def forget_traffic(self, short_ids: Collection[ShortID]) -> None:
+        """Count from zero for these short IDs, which may stand for others from now on."""
+        source = self._map("traffic")
+        for short_id in short_ids:
+            source.update(_U32.pack(short_id), bytes(source.value_bytes))
 
     # --- events -------------------------------------------------------------------------------------------------------
 

@@ -77,6 +77,7 @@ class Kind(IntEnum):
     GETNSID = 90
     GETCONNECTION = 0x101  # IPCTNL_MSG_CT_GET of NFNL_SUBSYS_CTNETLINK, <linux/netfilter/nfnetlink_conntrack.h>
     DELCONNECTION = 0x102
+    CONFIGURE_LOG = 0x401  # NFULNL_MSG_CONFIG of NFNL_SUBSYS_ULOG, <linux/netfilter/nfnetlink_log.h>
 
 
 class Flag(IntFlag):
@@ -235,6 +236,25 @@ class Netlink:
                         refusals.append((message.sequence, refusal))
         if refusals:
             raise min(refusals, key=lambda entry: entry[0])[1]
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable while there is something to hear."""
+        return self._socket.fileno()
+
+    def hear(self) -> list[Message]:
+        """Return what the kernel says unasked, without blocking; nothing for nothing, or if some of it was lost.
+
+        From the first call on nothing more can be asked: the socket does not wait for answers any more.
+        """
+        self._socket.settimeout(0)
+        try:
+            return parse_messages(self._socket.recv(_RECEIVE_BYTES))
+        except BlockingIOError:
+            return []
+        except OSError as error:
+            if error.errno == errno.ENOBUFS:
+                return []
+            raise _refused("hear what the kernel says", error) from error
 
     def get(self, request: Request) -> bytes | None:
         """Return the one answer to a request; None if the kernel knows no such thing (a forgiven errno)."""

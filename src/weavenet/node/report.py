@@ -17,6 +17,8 @@ from msgspec import field
 
 AttributeValue = str | int | bool
 
+IN_USE = "in use"  # the state of the overlay that carries a connection's traffic
+
 EXPOSED = "weave:expose"  # Weave's identifier for the host's own attachment: the bridge's addresses
 
 _T = TypeVar("_T")
@@ -194,14 +196,38 @@ class Ipam(msgspec.Struct, frozen=True, rename="pascal"):
 # --- ours -------------------------------------------------------------------------------------------------------------
 
 
+class OverlayState(msgspec.Struct, frozen=True, rename="pascal"):
+    """How one overlay of a connection stands: in use, stands by, trying, silent, failed, not offered; and why."""
+
+    overlay: str
+    state: str
+    reason: str
+
+
+class Traffic(msgspec.Struct, frozen=True, rename="pascal"):
+    """What went between a peer's pods and ours. A packet of many TCP segments counts as one, with all its bytes."""
+
+    sent_packets: int
+    sent_bytes: int
+    received_packets: int
+    received_bytes: int
+
+
 class OverlayLink(msgspec.Struct, frozen=True, rename="pascal"):
     """How frames reach a peer that we have a connection with."""
 
     peer: str
+    nick_name: str
+    connection: str  # the other end of it, as in Connections
     overlay: str
     remote: str  # outer address and port
     established: bool
     mtu: int = field(name="MTU")
+    overlays: tuple[OverlayState, ...] | None = None
+    rtt_us: int | None = field(
+        name="RTTMicroseconds", default=None
+    )  # of the mesh's TCP; null if the kernel cannot tell
+    traffic: Traffic | None = None  # null if the data plane cannot tell
 
 
 class Attachment(msgspec.Struct, frozen=True, rename="pascal"):
@@ -236,6 +262,7 @@ class Weavenet(msgspec.Struct, frozen=True, rename="pascal"):
     links: tuple[OverlayLink, ...] | None = None
     attachments: tuple[Attachment, ...] | None = None
     counters: Mapping[str, int] = {}  # of the data plane, by event: packets dropped and why, floods missed
+    sleeve_counters: Mapping[str, int] = {}  # of the process that forwards by sleeve, likewise, since it started
     problems: tuple[str, ...] | None = None  # what stands between the kernel and what it should be
     kubernetes: Kubernetes | None = None
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from weavenet.address import Cidr, format_address
 from weavenet.cni.request import Attachment
 from weavenet.dataplane.model import Bridge, HostNetwork, format_mac
-from weavenet.identity import PeerName, format_peer_name
+from weavenet.effects import ConnectionNumber
+from weavenet.identity import PeerName, ShortID, format_peer_name
 from weavenet.ipam.status import IpamStatus
 from weavenet.mesh.connector import TargetState, TargetStatus
 from weavenet.mesh.local import ConnectionStatus
@@ -86,12 +87,37 @@ def ipam_report(status: IpamStatus) -> r.Ipam:
     )
 
 
-def link_reports(node: Node) -> tuple[r.OverlayLink, ...]:
-    """Describe how frames reach each peer that we have a connection with."""
-    return tuple(
-        r.OverlayLink(format_peer_name(name), link.overlay, str(link.remote), link.established, link.mtu)
-        for name, link in node.overlays.links().items()
-    )
+def link_reports(
+    node: Node, rtts_us: Mapping[ConnectionNumber, int], traffic: Mapping[ShortID, r.Traffic]
+) -> tuple[r.OverlayLink, ...]:
+    """Describe how frames reach each peer that we have a connection with.
+
+    The kernel knows how long a round trip takes, and what went to and came from each short ID.
+    """
+    links, standings = node.overlays.links(), node.overlays.standings()
+    found: list[r.OverlayLink] = []
+    for status in node.mesh.connections():
+        link = links.get(status.name)
+        peer = node.mesh.topology.get(status.name)
+        if link is None or peer is None:
+            continue
+        found.append(
+            r.OverlayLink(
+                peer=format_peer_name(status.name),
+                nick_name=status.nickname,
+                connection=str(status.remote),
+                overlay=link.overlay,
+                remote=str(link.remote),
+                established=link.established,
+                mtu=link.mtu,
+                overlays=r.listed(
+                    r.OverlayState(one.overlay, one.state.value, one.reason) for one in standings[status.name]
+                ),
+                rtt_us=rtts_us.get(status.connection),
+                traffic=None if peer.short_id is None else traffic.get(peer.short_id),
+            )
+        )
+    return tuple(found)
 
 
 def attachment_reports(

@@ -83,3 +83,11 @@ class Switch:
     def is_established(self, index: int) -> bool:
         """Say whether this overlay is established."""
         return self._rows[index].established
+
+    def is_on_hold(self, index: int) -> bool:
+        """Say whether this overlay has fallen silent."""
+        return self._rows[index].on_hold
+
+    def has_failed(self, index: int) -> bool:
+        """Say whether this overlay has failed for good."""
+        return self._rows[index].failed

@@ -57,6 +57,21 @@ def heartbeat_uid(length: int, head: bytes) -> ConnectionUID | None:
     return ConnectionUID(int.from_bytes(head[14:22], "big"))
 
 
+class Heard(msgspec.Struct, frozen=True):
+    """Which heartbeats of a link have arrived at least once."""
+
+    theirs: bool
+    ours: bool
+
+    def doubt(self, port: int) -> str:
+        """Say what stands between an overlay and its being established."""
+        if self.theirs and not self.ours:
+            return f"the peer's heartbeats come, ours are not acknowledged: is UDP port {port} open towards the peer?"
+        if self.ours and not self.theirs:
+            return f"our heartbeats are acknowledged, the peer's do not come: is UDP port {port} open towards us?"
+        return f"no heartbeat has come yet, and none of ours is acknowledged: is UDP port {port} open both ways?"
+
+
 class LinkIdentity(msgspec.Struct, frozen=True):
     """What stays the same during the life of a link."""
 
@@ -87,6 +102,11 @@ class FastdpLink:
     def log_prefix(self) -> str:
         """How Weave begins a line about a link."""
         return f"fastdp ->[{self.remote}|{self.identity.remote_text}]: "
+
+    @property
+    def heard(self) -> Heard:
+        """What has come of the heartbeats until now."""
+        return Heard(theirs=self._heard, ours=self._acknowledged)
 
     def start(self, now_s: float) -> list[Output | OverlayEvent]:
         """Send the first heartbeat; the other side's must come within 60 s."""

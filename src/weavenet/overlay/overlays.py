@@ -17,6 +17,7 @@ here.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from enum import Enum
 from typing import Protocol
 
 import msgspec
@@ -64,6 +65,25 @@ class PeerDirectory(ShortIDs, Protocol):
         ...
 
 
+class State(Enum):
+    """How an overlay stands in a connection."""
+
+    IN_USE = "in use"
+    STANDS_BY = "stands by"  # established, and a better one is in use
+    TRYING = "trying"
+    SILENT = "silent"  # established, but nothing has been heard for too long
+    FAILED = "failed"  # for good
+    NOT_OFFERED = "not offered"
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """One overlay of a connection: how it stands, and why it is not in use; blank where there is nothing to explain."""
+
+    overlay: str
+    state: State
+    reason: str
+
+
 class _Connection(msgspec.Struct):
     added: ConnectionAdded
     remote_text: str
@@ -73,6 +93,7 @@ class _Connection(msgspec.Struct):
     opening: tuple[bytes, ...] = ()  # keys that sleeve's datagrams may be sealed with
     chosen: int | None = None  # None until the first event, as nothing is known before
     trouble: str = ""  # of the overlay that failed last
+    troubles: dict[str, str] = msgspec.field(default_factory=dict)  # of each that failed or fell silent: why
 
     @property
     def number(self) -> ConnectionNumber:
@@ -128,6 +149,7 @@ class Overlays:
             if obstacle:
                 connection.switch.apply(index, OverlayEvent.FAILED)
                 connection.trouble = f"{name}: {obstacle}"
+                connection.troubles[name] = obstacle
                 outputs.append(Note(Level.WARNING, f"Unable to use {name} for connection to {peer}: {obstacle}"))
         if connection.fastdp is None and connection.sleeve is None:
             return [
@@ -253,6 +275,37 @@ class Overlays:
                 found[name] = (connection.added, connection.sleeve, connection.opening)
         return found
 
+    def standings(self) -> Mapping[PeerName, tuple[Standing, ...]]:
+        """Return how each overlay stands in each connection, those that both sides have first, best first."""
+        return {name: self._standings(self._connections[number]) for name, number in sorted(self._by_peer.items())}
+
+    def _standings(self, connection: _Connection) -> tuple[Standing, ...]:
+        switch, theirs = connection.switch, connection.added.overlays
+        found = [self._standing(connection, index, name) for index, name in enumerate(switch.names)]
+        found += [
+            Standing(name, State.NOT_OFFERED, "the peer does not offer it")
+            for name in self._names
+            if name not in switch.names
+        ]
+        found += [
+            Standing(name, State.NOT_OFFERED, "it is switched off here")
+            for name in theirs or ()
+            if name in {FASTDP, SLEEVE} and name not in self._names
+        ]
+        return tuple(found)
+
+    def _standing(self, connection: _Connection, index: int, name: str) -> Standing:
+        switch, trouble = connection.switch, connection.troubles.get(name, "")
+        if switch.has_failed(index):
+            return Standing(name, State.FAILED, trouble)
+        if switch.is_on_hold(index):
+            return Standing(name, State.SILENT, trouble)
+        if switch.is_established(index):
+            return Standing(name, State.IN_USE if index == connection.chosen else State.STANDS_BY, "")
+        link = connection.fastdp if name == FASTDP else connection.sleeve
+        port = self._port if name == FASTDP else self._port - 1
+        return Standing(name, State.TRYING, "" if link is None else link.heard.doubt(port))
+
     def has_fast_sleeve(self, added: ConnectionAdded) -> bool:
         """Whether both ends of a connection understand sleeve's fast format."""
         return FAST_FORMAT in self._sleeve_formats and FAST_FORMAT in added.sleeve_formats
@@ -344,12 +397,12 @@ class Overlays:
         outputs: list[Output] = []
         if connection.switch.established and not was_established:
             outputs.append(OverlayEstablished(connection.number))
-        if event is OverlayEvent.FAILED:
-            connection.trouble = self._silence(connection.switch.names[index])
-            if connection.switch.names[index] == SLEEVE:
+        if event in {OverlayEvent.FAILED, OverlayEvent.UNHEALTHY}:
+            name = connection.switch.names[index]
+            connection.troubles[name] = self._silence(name)
+            connection.trouble = f"{name}: {connection.troubles[name]}"
+            if event is OverlayEvent.FAILED and name == SLEEVE:
                 connection.sleeve = None
-        elif event is OverlayEvent.UNHEALTHY:
-            connection.trouble = self._silence(connection.switch.names[index])
         best = connection.switch.best()
         if best is None:
             reason = f"no working forwarders to {connection.remote_text}: {connection.trouble}"
@@ -364,9 +417,9 @@ class Overlays:
 
     def _silence(self, name: str) -> str:
         if name == SLEEVE:
-            return f"{SLEEVE}: no heartbeat for {TIMEOUT_S:.0f} s; is UDP port {self._port - 1} open both ways?"
+            return f"no heartbeat for {TIMEOUT_S:.0f} s; is UDP port {self._port - 1} open both ways?"
         return (
-            f"{FASTDP}: no heartbeat for {TIMEOUT_S:.0f} s; is UDP port {self._port} open both ways, "
+            f"no heartbeat for {TIMEOUT_S:.0f} s; is UDP port {self._port} open both ways, "
             f"for inner frames of {ETHERNET_HEADER_BYTES + self._mtu_bytes} bytes?"
         )
 

@@ -116,6 +116,13 @@ struct special {
 	__u32 vni;
 };
 
+struct traffic {
+	__u64 sent_packets; /* a large packet of many segments is one */
+	__u64 sent_bytes;
+	__u64 received_packets;
+	__u64 received_bytes;
+};
+
 struct event {
 	__u32 kind;
 	__u32 origin;
@@ -168,6 +175,14 @@ struct {
 	__type(value, __u64);
 } stats SEC(".maps");
 
+/* Short ID -> what was sent to that peer and received from it, by whichever way. An array for the same reason as above. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, PEERS_MAX);
+	__type(key, __u32);
+	__type(value, struct traffic);
+} traffic SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 65536); /* a power of two and whole pages, of whatever size */
@@ -193,6 +208,26 @@ static __always_inline void count(enum counter which)
 
 	if (counter)
 		++*counter; /* per CPU, and softirqs do not interrupt each other */
+}
+
+static __always_inline void count_sent(struct __sk_buff *skb, __u32 peer)
+{
+	struct traffic *with = bpf_map_lookup_elem(&traffic, &peer);
+
+	if (with) {
+		with->sent_packets++;
+		with->sent_bytes += skb->len;
+	}
+}
+
+static __always_inline void count_received(struct __sk_buff *skb, __u32 peer)
+{
+	struct traffic *with = bpf_map_lookup_elem(&traffic, &peer);
+
+	if (with) {
+		with->received_packets++;
+		with->received_bytes += skb->len;
+	}
 }
 
 static __always_inline int drop(enum counter why)
@@ -321,8 +356,10 @@ __noinline int send_copy(struct __sk_buff *skb, __u32 vni, __u32 remote, __u32 f
 	}
 	if (!out || tunnel_with_tos(skb, vni, remote, ttl, tos) || bpf_clone_redirect(skb, out, 0))
 		count(DROP_COPY);
-	else
+	else {
 		count(FLOOD_COPIES);
+		count_sent(skb, vni >> PEER_BITS & PEER_MASK);
+	}
 	return 0;
 }
 
@@ -387,6 +424,7 @@ static __always_inline int flood_ours(struct __sk_buff *skb, __u32 ours, __u64 n
 			    is_by_sleeve(row->hops[last].remote) ? FLOODED_TOS : 0))
 		return drop(DROP_NO_TUNNEL_KEY);
 	count(FLOOD_COPIES);
+	count_sent(skb, row->hops[last].short_id);
 	return is_by_sleeve(row->hops[last].remote) ? to_sleeve(row->hops[last].remote) : TC_ACT_OK;
 }
 
@@ -428,6 +466,7 @@ int weave_egress(struct __sk_buff *skb)
 			if (tunnel(skb, ours | peer << PEER_BITS, *remote, OUTER_TTL))
 				return drop(DROP_NO_TUNNEL_KEY);
 			count(UNICAST);
+			count_sent(skb, peer);
 			return is_by_sleeve(*remote) ? to_sleeve(*remote) : TC_ACT_OK;
 		}
 	}
@@ -495,6 +534,7 @@ static __always_inline int receive(struct __sk_buff *skb, const struct bpf_tunne
 	if (destination != (config_value->ours & PEER_MASK))
 		return relay(skb, key, destination, vxlan);
 	count(RECEIVED);
+	count_received(skb, origin);
 	now_ns = bpf_ktime_get_ns();
 	learn(frame.source, origin, now_ns);
 	if (find(frame.destination, now_ns) != LOCAL)

@@ -21,6 +21,7 @@ from weavenet.address import Endpoint
 from weavenet.effects import ConnectionNumber, Level, LinksChanged, Note, Output, SendSleeveFrame
 from weavenet.identity import ConnectionUID, PeerName
 from weavenet.overlay.choose import OverlayEvent
+from weavenet.overlay.heartbeat import Heard
 from weavenet.overlay.sleeve.wire import (
     FRAGMENTATION_TEST_BYTES,
     PMTU_PROBE_BYTES,
@@ -94,6 +95,11 @@ class SleeveLink:
     def log_prefix(self) -> str:
         """How Weave begins a line about a link."""
         return f"sleeve ->[{self.remote or '<unknown>'}|{self.identity.remote_text}]: "
+
+    @property
+    def heard(self) -> Heard:
+        """What has come of the heartbeats until now."""
+        return Heard(theirs=self._heard, ours=self._acknowledged)
 
     def start(self, now_s: float) -> list[Said]:
         """Begin: the first heartbeat goes out if it is known where to, and theirs must come within 60 s."""
