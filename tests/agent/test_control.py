@@ -11,7 +11,7 @@ from weavenet.agent.control import AgentControl
 from weavenet.effects import Cancelled, Done, Granted, Refused, TookOver
 from weavenet.identity import format_peer_name
 from weavenet.ipam.modes import Consensus
-from weavenet.node.report import Report
+from weavenet.node.report import EXPOSED, Report
 
 
 async def no_report() -> Report:
@@ -108,6 +108,19 @@ def test_with_address_allocation_off_there_is_nothing_to_look_up_and_requests_ar
             assert await control.await_consensus() == off
             assert await control.take_over("c1") == off
             assert await control.shut_down() == Done()
+
+    run(scenario())
+
+
+def test_what_the_host_itself_holds_is_no_containers() -> None:
+    async def scenario() -> None:
+        async with running(disk_is_prompt=True) as agent:
+            await control_of(agent).allocate(EXPOSED, None, check_alive=False)
+            address = Cidr.parse("10.32.0.9/24")
+            await control_of(agent).claim(EXPOSED, address, check_alive=False, no_error_on_unknown=False)
+            await control_of(agent).allocate("c1", None, check_alive=False)
+            stored = {(put.ident, put.is_container) for put in agent.store.disk.load().allocations}
+            assert stored == {(EXPOSED, False), ("c1", True)}
 
     run(scenario())
 

@@ -3,6 +3,7 @@
 import click
 
 from weavenet.api.client import Client, path_of
+from weavenet.cli.expose import expose, hide
 from weavenet.cli.keys import key
 from weavenet.cli.session import JSON
 from weavenet.cli.session import AgentCommand as _AgentCommand
@@ -140,7 +141,7 @@ def rmpeer(session: _Session, peers: tuple[str, ...]) -> None:
         raise ApiError("not all peers could be removed")
 
 
-ALL = (status, connect, forget, report, ps, version, prime, rmpeer, key)
+ALL = (status, connect, forget, report, ps, version, prime, rmpeer, key, expose, hide)
 
 
 def _print_json_part(client: Client, keys: tuple[str, ...]) -> None:
