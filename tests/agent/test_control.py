@@ -8,7 +8,7 @@ from virtual_time import HeldExecutor, run, settle
 
 from weavenet.address import Cidr
 from weavenet.agent.control import AgentControl
-from weavenet.effects import Cancelled, Done, Granted, Refused, TookOver
+from weavenet.effects import Cancelled, Done, Granted, Persist, PutValue, Refused, TookOver
 from weavenet.identity import format_peer_name
 from weavenet.ipam.modes import Consensus
 from weavenet.node.report import EXPOSED, Report
@@ -108,6 +108,22 @@ def test_with_address_allocation_off_there_is_nothing_to_look_up_and_requests_ar
             assert await control.await_consensus() == off
             assert await control.take_over("c1") == off
             assert await control.shut_down() == Done()
+
+    run(scenario())
+
+
+def test_a_shutdown_is_answered_when_it_is_on_disk_and_peers_are_being_told() -> None:
+    async def scenario() -> None:
+        async with running() as agent:
+            agent.loop.take([Persist((PutValue("something", b""),))])
+            leaving = asyncio.create_task(control_of(agent).shut_down())
+            await settle()
+            assert not leaving.done(), "the disk is slow"
+            await agent.flush()
+            assert await leaving == Done()
+            agent.loop.take([Persist((PutValue("more", b""),))])
+            assert await agent.loop.catch_up(1.0) == Cancelled(), "and nobody waits for ever"
+            await agent.flush()
 
     run(scenario())
 

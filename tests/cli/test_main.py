@@ -252,7 +252,17 @@ def test_a_command_that_weave_removed_is_named_as_such(capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize(
     "arguments",
-    [["status"], ["connect", "a"], ["forget", "a"], ["report"], ["ps"], ["prime"], ["rmpeer", "a"]],
+    [
+        ["status"],
+        ["connect", "a"],
+        ["forget", "a"],
+        ["report"],
+        ["ps"],
+        ["prime"],
+        ["rmpeer", "a"],
+        ["expose"],
+        ["hide"],
+    ],
     ids=str,
 )
 def test_without_an_agent_every_command_says_so(

@@ -8,7 +8,7 @@ import msgspec
 from weavenet.address import Address, Cidr
 from weavenet.agent.loop import NodeLoop
 from weavenet.agent.resolve import resolve_targets
-from weavenet.effects import Done, Granted, Outcome, RequestNumber
+from weavenet.effects import Granted, Outcome, RequestNumber
 from weavenet.node import inputs as i
 from weavenet.node.report import EXPOSED, Report
 
@@ -112,9 +112,9 @@ class AgentControl:
         return await self._loop.request(lambda number: i.TakeOver(number, ident), ANSWER_S)
 
     async def shut_down(self) -> Outcome:
-        """Hand our addresses to another peer: this node will not come back."""
+        """Hand our addresses to another peer: this node will not come back. When this returns, peers are being told."""
         self._loop.feed(i.ShutDown())
-        return Done()
+        return await self._loop.catch_up(ANSWER_S)
 
     def _held(self, ident: str) -> frozenset[Cidr]:
         ipam = self._loop.node.ipam

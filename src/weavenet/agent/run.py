@@ -29,6 +29,7 @@ from weavenet.agent.expose_api import expose_routes
 from weavenet.agent.hostports import KEY_HOST_PORTS, HostPorts, Owner
 from weavenet.agent.install import Place, keep_cni_files
 from weavenet.agent.keys_api import AgentKeys, KeyHandlers, key_routes
+from weavenet.agent.leave_api import leave_routes
 from weavenet.agent.loop import NodeLoop
 from weavenet.agent.peername import bridge_peer_name, machine_peer_name
 from weavenet.agent.reconcile import Reconciler
@@ -172,9 +173,11 @@ class _Agent:
             cni.listen()
         except OSError as error:
             raise ConfigError(f"cannot listen at {config.cni_socket}: {error.strerror}") from error
+        ended = asyncio.Event()
         exposing = expose_routes(exposure)
-        keys = key_routes(KeyHandlers(AgentKeys(self._loop)))  # passwords go over the Unix socket only
-        listeners = [HttpListener(make_control_application(control, log, [*exposing, *keys]))]
+        # Passwords, and the end of the agent, go over the Unix socket only.
+        own = [*key_routes(KeyHandlers(AgentKeys(self._loop))), *leave_routes(config, ended)]
+        listeners = [HttpListener(make_control_application(control, log, [*exposing, *own]))]
         await listeners[0].listen_unix(config.control_socket)
         if config.http_address:
             listeners.append(HttpListener(make_control_application(control, log, exposing)))
@@ -200,6 +203,7 @@ class _Agent:
                     *([keep_cni_files(place, log)] if place is not None else []),
                     *([] if self._kube is None else self._kube.works()),
                 ],
+                ended,
             )
         finally:
             for listener in listeners:
@@ -389,10 +393,9 @@ class _Agent:
         return targets
 
 
-async def _until_signal(works: list[Coroutine[None, None, None]]) -> None:
-    """Run tasks until SIGTERM or SIGINT; the failure of one ends all, and is raised."""
+async def _until_signal(works: list[Coroutine[None, None, None]], ended: asyncio.Event) -> None:
+    """Run tasks until SIGTERM, SIGINT or `ended`; the failure of one ends all, and is raised."""
     loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
     tasks: list[asyncio.Task[None]] = []
