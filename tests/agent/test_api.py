@@ -144,7 +144,7 @@ def run(coroutine: Awaitable[Reply]) -> Reply:
 
 # --- vectors ----------------------------------------------------------------------------------------------------------
 
-# Not there yet: names, /expose. What is made from reports is compared where reports are (tests/api, test_metrics.py).
+# Not there yet: names. /expose: test_expose_api.py. What is made from reports: where reports are (test_metrics.py).
 _LATER = ("/name", "/domain", "/dns-address", "/expose", "/status/dns")
 _MADE_FROM_REPORTS = ("/status", "/report", "/metrics")
 

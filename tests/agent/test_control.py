@@ -8,10 +8,10 @@ from virtual_time import HeldExecutor, run, settle
 
 from weavenet.address import Cidr
 from weavenet.agent.control import AgentControl
-from weavenet.effects import Cancelled, Done, Granted, Refused, TookOver
+from weavenet.effects import Cancelled, Done, Granted, Persist, PutValue, Refused, TookOver
 from weavenet.identity import format_peer_name
 from weavenet.ipam.modes import Consensus
-from weavenet.node.report import Report
+from weavenet.node.report import EXPOSED, Report
 
 
 async def no_report() -> Report:
@@ -108,6 +108,35 @@ def test_with_address_allocation_off_there_is_nothing_to_look_up_and_requests_ar
             assert await control.await_consensus() == off
             assert await control.take_over("c1") == off
             assert await control.shut_down() == Done()
+
+    run(scenario())
+
+
+def test_a_shutdown_is_answered_when_it_is_on_disk_and_peers_are_being_told() -> None:
+    async def scenario() -> None:
+        async with running() as agent:
+            agent.loop.take([Persist((PutValue("something", b""),))])
+            leaving = asyncio.create_task(control_of(agent).shut_down())
+            await settle()
+            assert not leaving.done(), "the disk is slow"
+            await agent.flush()
+            assert await leaving == Done()
+            agent.loop.take([Persist((PutValue("more", b""),))])
+            assert await agent.loop.catch_up(1.0) == Cancelled(), "and nobody waits for ever"
+            await agent.flush()
+
+    run(scenario())
+
+
+def test_what_the_host_itself_holds_is_no_containers() -> None:
+    async def scenario() -> None:
+        async with running(disk_is_prompt=True) as agent:
+            await control_of(agent).allocate(EXPOSED, None, check_alive=False)
+            address = Cidr.parse("10.32.0.9/24")
+            await control_of(agent).claim(EXPOSED, address, check_alive=False, no_error_on_unknown=False)
+            await control_of(agent).allocate("c1", None, check_alive=False)
+            stored = {(put.ident, put.is_container) for put in agent.store.disk.load().allocations}
+            assert stored == {(EXPOSED, False), ("c1", True)}
 
     run(scenario())
 

@@ -58,7 +58,7 @@ class Works:
 def test_a_signal_ends_all_tasks_and_the_run_in_order(number: signal.Signals) -> None:
     async def scenario() -> None:
         works = Works()
-        ending = asyncio.create_task(_until_signal([works.endless("a"), works.endless("b")]))
+        ending = asyncio.create_task(_until_signal([works.endless("a"), works.endless("b")], asyncio.Event()))
         await settle()
         os.kill(os.getpid(), number)
         await ending
@@ -69,11 +69,24 @@ def test_a_signal_ends_all_tasks_and_the_run_in_order(number: signal.Signals) ->
     assert signal.getsignal(number) == before, "and signals are handled as before"
 
 
+def test_who_asks_for_the_end_gets_it_in_the_same_order() -> None:
+    async def scenario() -> None:
+        works, ended = Works(), asyncio.Event()
+        ending = asyncio.create_task(_until_signal([works.endless("a"), works.endless("b")], ended))
+        await settle()
+        ended.set()
+        await ending
+        assert works.ended == ["a cancelled", "b cancelled"]
+
+    run(scenario())
+
+
 def test_a_task_that_fails_ends_all_and_its_error_is_the_runs() -> None:
     async def scenario() -> None:
         works = Works()
+        failing = works.failing(StoreError("no space left"))
         with pytest.raises(StoreError, match="no space left"):
-            await _until_signal([works.endless("a"), works.failing(StoreError("no space left")), works.endless("b")])
+            await _until_signal([works.endless("a"), failing, works.endless("b")], asyncio.Event())
         assert sorted(works.ended) == ["a cancelled", "b cancelled"]
 
     run(scenario())

@@ -5,81 +5,16 @@ import os
 import socketserver
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from importlib.metadata import version
 from pathlib import Path
-from urllib.parse import parse_qsl
 
 import pytest
-
-from weavenet.cli.main import main
+from stub_agent import Result, Stub, weave
 
 RECORDED = Path(__file__).parents[1] / "recorded"
 REPORT = (RECORDED / "host1-report.json").read_text()
 TEXT = "text/plain; charset=utf-8"
-
-
-@dataclass
-class Stub:
-    """An agent that answers from a table of (method, path) and keeps what it was asked."""
-
-    path: str
-    replies: dict[tuple[str, str], tuple[int, str]] = field(default_factory=dict)
-    asked: list[tuple[str, str, list[tuple[str, str]], str]] = field(default_factory=list)
-
-
-class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    daemon_threads = True
-
-
-@pytest.fixture
-def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
-    stub = Stub(str(tmp_path / "weave.sock"))
-
-    class Handler(BaseHTTPRequestHandler):
-        def answer(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
-            accept = self.headers.get("Accept", "")
-            stub.asked.append((self.command, self.path, parse_qsl(body), accept))
-            status, text = stub.replies.get((self.command, self.path), (404, "404 page not found\n"))
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(text.encode())))
-            self.end_headers()
-            if text:
-                self.wfile.write(text.encode())
-
-        do_GET = do_POST = do_PUT = do_DELETE = answer  # noqa: N815 - http.server's names
-
-        def address_string(self) -> str:  # a Unix socket's peer has none
-            return "unix"
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = _Server(stub.path, Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    monkeypatch.setenv("WEAVENET_SOCKET", stub.path)
-    yield stub
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-@dataclass(frozen=True)
-class Result:
-    status: int
-    out: str
-    err: str
-
-
-def weave(capsys: pytest.CaptureFixture[str], *arguments: str) -> Result:
-    status = main(arguments)
-    captured = capsys.readouterr()
-    return Result(status, captured.out, captured.err)
 
 
 # --- status -----------------------------------------------------------------------------------------------------------
@@ -317,7 +252,17 @@ def test_a_command_that_weave_removed_is_named_as_such(capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize(
     "arguments",
-    [["status"], ["connect", "a"], ["forget", "a"], ["report"], ["ps"], ["prime"], ["rmpeer", "a"]],
+    [
+        ["status"],
+        ["connect", "a"],
+        ["forget", "a"],
+        ["report"],
+        ["ps"],
+        ["prime"],
+        ["rmpeer", "a"],
+        ["expose"],
+        ["hide"],
+    ],
     ids=str,
 )
 def test_without_an_agent_every_command_says_so(

@@ -101,6 +101,13 @@ def weave(lab: Lab, host: HostRecord, *words: str) -> str:
     return process.run([program, *words], namespace=lab.namespace(host.name), env=lab.environment(host))
 
 
+def told(lab: Lab, host: HostRecord, *words: str) -> process.Outcome:
+    """Run the `weave` command on a host, and return how it ended and what it said where."""
+    program = str(agents.programs() / "weave")
+    namespace, env = lab.namespace(host.name), lab.environment(host)
+    return process.execute([program, *words], namespace=namespace, env=env, timeout_s=60)
+
+
 class Stream:
     """A hundred datagrams a second from one pod to another, each with its number, until it is finished."""
 

@@ -25,7 +25,13 @@ class NodeAddresses:
         """`expose` gives the bridge an address, and costs nothing where the bridge has it."""
         self._loop = loop
         self._expose = expose
-        self._exposing = asyncio.Lock()
+        # Held by whoever changes which addresses the bridge has, so that it never has one that IPAM does not know of.
+        self.exposing = asyncio.Lock()
+
+    @property
+    def allocates(self) -> bool:
+        """Whether there is IPAM."""
+        return self._loop.node.ipam is not None
 
     async def allocate(self, ident: str, subnet: Cidr | None) -> Cidr:
         """Return the identifier's address in a subnet, or in the default one. Raises IpamError."""
@@ -67,6 +73,12 @@ class NodeAddresses:
         if not isinstance(outcome, Done):
             raise IpamError(_reason(outcome))
 
+    async def release_address(self, ident: str, address: Address) -> None:
+        """Free one address of an identifier. Raises IpamError."""
+        outcome = await self._loop.request(lambda number: i.ReleaseAddress(number, ident, address), RELEASE_S)
+        if not isinstance(outcome, Done):
+            raise IpamError(_reason(outcome))
+
     async def lookup(self, ident: str) -> tuple[Cidr, ...]:
         """Return what an identifier holds, in whatever subnet."""
         ipam = self._loop.node.ipam
@@ -88,7 +100,7 @@ class NodeAddresses:
 
     async def gateway(self, subnet: Cidr) -> Address | None:
         """Return an address of the bridge in that subnet, or else its first one; a bridge without any gets one."""
-        async with self._exposing:  # twenty pods that start at once want one gateway
+        async with self.exposing:  # twenty pods that start at once want one gateway
             held = await self.lookup(EXPOSED) or (await self.allocate(EXPOSED, None),)
             for address in held:
                 # Every time, for whoever reserved it may have failed, or given up, before the bridge had it.

@@ -6,7 +6,8 @@
 
 Bodies are Weave's to the byte where scripts compare them: no newline after an address, one after an error, nothing at
 all with 204. Nothing is decided here. Weave shows parts that are off as 404, which its script relies on, and so do we.
-Not there yet: names (DNS) and /expose. Sources: docs/protocol.md, "HTTP interfaces" and "IPAM HTTP API".
+Not there yet: names (DNS). Passwords, exposing and the agent's end have modules of their own (keys_api.py,
+expose_api.py, leave_api.py). Sources: docs/protocol.md, "HTTP interfaces" and "IPAM HTTP API".
 """
 
 import logging

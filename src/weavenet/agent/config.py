@@ -9,6 +9,7 @@ import msgspec
 from weavenet.address import Cidr, parse_subnet
 from weavenet.agent.artifacts import FASTDP_OBJECT, artifact
 from weavenet.agent.expose import ExposeOption, parse_expose_option
+from weavenet.api import client
 from weavenet.errors import AddressError, ConfigError
 from weavenet.identity import PeerName, parse_peer_name
 from weavenet.ipam.modes import InitMode, parse_init_mode
@@ -20,8 +21,8 @@ PASSWORD_VARIABLE = "WEAVE_PASSWORD"  # noqa: S105 - its name
 DEFAULT_PORT = 6783
 DEFAULT_MTU_BYTES = 1376  # Weave's: the smallest known cloud underlay less VXLAN and ESP
 DEFAULT_RANGE = "10.32.0.0/12"
-DEFAULT_STATE_DIR = Path("/var/lib/weavenet")
-DEFAULT_RUN_DIR = Path("/run/weavenet")
+DEFAULT_STATE_DIR = Path(client.DEFAULT_STATE_DIR)
+DEFAULT_RUN_DIR = Path(client.DEFAULT_SOCKET).parent
 DEFAULT_BPF_OBJECT = artifact(FASTDP_OBJECT)
 MTU_MIN, MTU_MAX = 576, 65485  # RFC 791's least; 65535 less the 50 bytes of VXLAN
 PORT_MAX = 65534  # the VXLAN port is one above
@@ -88,7 +89,7 @@ class AgentConfig(msgspec.Struct, frozen=True):
     @property
     def database(self) -> Path:
         """Where everything that must outlive the process is."""
-        return self.state_dir / "weavenet.db"
+        return self.state_dir / client.DATABASE_NAME
 
     @property
     def control_socket(self) -> Path:

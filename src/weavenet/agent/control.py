@@ -8,9 +8,9 @@ import msgspec
 from weavenet.address import Address, Cidr
 from weavenet.agent.loop import NodeLoop
 from weavenet.agent.resolve import resolve_targets
-from weavenet.effects import Done, Granted, Outcome, RequestNumber
+from weavenet.effects import Granted, Outcome, RequestNumber
 from weavenet.node import inputs as i
-from weavenet.node.report import Report
+from weavenet.node.report import EXPOSED, Report
 
 # Claims and allocations wait for other peers, for as long as the caller does (Weave waits forever).
 WAIT_S = 24 * 3600.0
@@ -60,7 +60,7 @@ class AgentControl:
         calls.open += 1
         try:
             outcome = await self._loop.request(
-                lambda number: i.Allocate(number, ident, subnet, is_container=True), WAIT_S
+                lambda number: i.Allocate(number, ident, subnet, is_container=ident != EXPOSED), WAIT_S
             )
             calls.granted |= isinstance(outcome, Granted)
         finally:
@@ -79,7 +79,7 @@ class AgentControl:
                 number,
                 ident,
                 address,
-                is_container=True,
+                is_container=ident != EXPOSED,
                 no_error_on_unknown=no_error_on_unknown,
             ),
             WAIT_S,
@@ -112,9 +112,9 @@ class AgentControl:
         return await self._loop.request(lambda number: i.TakeOver(number, ident), ANSWER_S)
 
     async def shut_down(self) -> Outcome:
-        """Hand our addresses to another peer: this node will not come back."""
+        """Hand our addresses to another peer: this node will not come back. When this returns, peers are being told."""
         self._loop.feed(i.ShutDown())
-        return Done()
+        return await self._loop.catch_up(ANSWER_S)
 
     def _held(self, ident: str) -> frozenset[Cidr]:
         ipam = self._loop.node.ipam

@@ -21,6 +21,7 @@ from weavenet.effects import (
     CloseTcp,
     ConnectionNumber,
     Dial,
+    Done,
     Effect,
     Level,
     Note,
@@ -132,6 +133,20 @@ class NodeLoop:
         finally:
             if self._waiting.pop(number, None) is not None:
                 self.feed(i.Cancel(number))
+
+    async def catch_up(self, timeout_s: float) -> Outcome:
+        """Wait until all that was decided up to now is on disk and said: Done, or Cancelled if it takes too long."""
+        number = self._number()
+        answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = answer
+        self.take([Reply(number, Done())])
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await answer
+        except TimeoutError:
+            return Cancelled()
+        finally:
+            self._waiting.pop(number, None)
 
     def tell(self, make: Callable[[RequestNumber], i.IpamInput]) -> None:
         """Feed a request whose answer nobody waits for."""

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from weavenet.address import Cidr
 from weavenet.dataplane.desired import HostSettings
 from weavenet.dataplane.kernel import Datapath, Kernel, Watch, reconcile
-from weavenet.dataplane.model import Bridge
+from weavenet.dataplane.model import Bridge, HostRoute, overlapping_routes
 from weavenet.drivers.clock import read_clock
 from weavenet.errors import KernelError
 from weavenet.overlay.forwarding import Forwarding
@@ -65,7 +65,7 @@ class Reconciler:
     async def expose(self, address: Cidr) -> None:
         """Give the bridge an address, now and from now on; again costs nothing. Raises KernelError: then it has not."""
         before = self._settings
-        known = await self._addresses()
+        known = await self.addresses()
         if before.addresses is not None and address in known:
             return
         self._settings = replace(before, addresses=tuple(dict.fromkeys((*known, address))))
@@ -78,16 +78,21 @@ class Reconciler:
 
     async def hide(self, address: Cidr) -> None:
         """Take an address from the bridge, for good. That it does not have it is fine. Raises KernelError."""
-        known = await self._addresses()
+        known = await self.addresses()
         self._settings = replace(self._settings, addresses=tuple(other for other in known if other != address))
         await self.make_host()
 
-    async def _addresses(self) -> tuple[Cidr, ...]:
+    async def addresses(self) -> tuple[Cidr, ...]:
         """Return what the bridge should have: what was asked for, or else what it has, from whomever."""
         if self._settings.addresses is not None:
             return self._settings.addresses
         network = await asyncio.get_running_loop().run_in_executor(self._thread, self._kernel.observe)
         return network.bridge.addresses if isinstance(network.bridge, Bridge) else ()
+
+    async def overlapping_routes(self, subnet: Cidr) -> tuple[HostRoute, ...]:
+        """Return this host's routes that take some of a subnet elsewhere. Raises KernelError."""
+        routes = await asyncio.get_running_loop().run_in_executor(self._thread, self._kernel.host_routes)
+        return overlapping_routes(routes, subnet.range, self._settings.bridge)
 
     async def keep_tables(self, wanted: asyncio.Event, forwarding: Callable[[], Forwarding]) -> None:
         """Fill the data plane's tables whenever `wanted` says so, until cancelled."""

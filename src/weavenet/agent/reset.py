@@ -5,7 +5,9 @@ being uninstalled (uninstall.py). Each part is tried even where another fails, a
 """
 
 import contextlib
+import errno
 import logging
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from weavenet.agent.config import AgentConfig
 from weavenet.agent.install import Place, uninstall
 from weavenet.dataplane.desired import vxlan_name
 from weavenet.dataplane.kernel import teardown
-from weavenet.errors import WeavenetError
+from weavenet.errors import ConfigError, WeavenetError
 from weavenet.linux.datapath import FastDatapath
 from weavenet.linux.fast_port import FAST_PAIR
 from weavenet.linux.kernel import LinuxKernel
@@ -22,12 +24,29 @@ from weavenet.linux.sleeve_port import SLEEVE_PAIR, remove_pair
 
 
 def reset_host(config: AgentConfig, log: logging.Logger) -> None:
-    """Remove all that is ours from this host's kernel and disk. Raises WeavenetError, and says what is left."""
+    """Remove all that is ours from this host's kernel and disk. Raises WeavenetError, and says what is left.
+
+    Not while an agent runs, which would make it all anew: one of this run directory holds its lock, and one of another,
+    or whose run directory somebody removed, still listens for peers.
+    """
     with run_dir.locked(config.run_dir):
+        _require_silence(config.port)
         try:
             _remove_from_kernel(config, log)
         finally:
-            _remove_files(config)
+            _remove_files(config, log)
+
+
+def reset_arguments(config: AgentConfig) -> list[str]:
+    """Return the flags by which `weaver --reset` finds what an agent of this configuration has made."""
+    return [
+        f"--run-dir={config.run_dir}",
+        f"--state-dir={config.state_dir}",
+        f"--port={config.port}",
+        f"--weave-bridge={config.bridge}",
+        f"--bpf-object={config.bpf_object}",
+        *(["--keep-state"] if config.keep_state else []),
+    ]
 
 
 def leave_host(config: AgentConfig, place: Place | None, log: logging.Logger) -> None:
@@ -37,7 +56,7 @@ def leave_host(config: AgentConfig, place: Place | None, log: logging.Logger) ->
     """
     parts: list[Callable[[], None]] = [
         lambda: _remove_from_kernel(config, log),
-        lambda: _remove_files(config),
+        lambda: _remove_files(config, log),
     ]
     if place is not None:
         parts.insert(0, lambda: _remove_installed(place, log))
@@ -53,6 +72,20 @@ def _remove_installed(place: Place, log: logging.Logger) -> None:
         log.info("%s", done)
 
 
+def _require_silence(port: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that have just ended do not count
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise ConfigError(f"cannot tell whether an agent still runs: TCP port {port}: {error}") from error
+            raise ConfigError(
+                f"an agent still runs: something listens on TCP port {port}; stop it first "
+                f"(`ss -ltnp sport = :{port}` shows what it is)"
+            ) from error
+
+
 def _remove_from_kernel(config: AgentConfig, log: logging.Logger) -> None:
     device = vxlan_name(config.vxlan_port)
     kernel = LinuxKernel(config.bridge, device, FastDatapath(device, config.bpf_object))
@@ -66,8 +99,10 @@ def _remove_from_kernel(config: AgentConfig, log: logging.Logger) -> None:
         kernel.close()
 
 
-def _remove_files(config: AgentConfig) -> None:
+def _remove_files(config: AgentConfig, log: logging.Logger) -> None:
     for path in _files(config):
+        if path.exists():
+            log.info("removing %s", path)
         path.unlink(missing_ok=True)
     for directory in (config.run_dir, config.state_dir):
         with contextlib.suppress(OSError):  # something of somebody else's is in it, or it is a mount: it stays

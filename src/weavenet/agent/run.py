@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from weavenet.address import Range
 from weavenet.agent import run_dir
 from weavenet.agent.addresses import NodeAddresses
@@ -22,10 +24,12 @@ from weavenet.agent.api import make_control_application, make_metrics_applicatio
 from weavenet.agent.attach import CniVerbs
 from weavenet.agent.config import AgentConfig, KubeOptions
 from weavenet.agent.control import AgentControl
-from weavenet.agent.expose import Exposure
+from weavenet.agent.expose import KEY_EXPOSED, Exposed, Exposure, decode_exposed
+from weavenet.agent.expose_api import expose_routes
 from weavenet.agent.hostports import KEY_HOST_PORTS, HostPorts, Owner
 from weavenet.agent.install import Place, keep_cni_files
 from weavenet.agent.keys_api import AgentKeys, KeyHandlers, key_routes
+from weavenet.agent.leave_api import leave_routes
 from weavenet.agent.local_addresses import KEY_LOCAL_ADDRESSES, LocalAddresses
 from weavenet.agent.loop import NodeLoop
 from weavenet.agent.networks import AnnotatedNetworks
@@ -120,18 +124,20 @@ class _Agent:
             stored = await self._open_kubernetes(config.kube, name, stored)
         log.info("Communication between peers is %s.", "encrypted" if keyring else "unencrypted")
         programs = await loop.run_in_executor(self._kernel_thread, lambda: self._datapath.programs)
-        exposed = tuple(put.address for put in stored.allocations if put.ident == EXPOSED)
+        exposed = self._stored_exposed(stored)
+        held = tuple(put.address for put in stored.allocations if put.ident == EXPOSED)
         settings = HostSettings(
             mac=bridge_mac(name),
             programs=programs,
             bridge=config.bridge,
             mtu=config.mtu_bytes,
             vxlan_port=config.vxlan_port,
-            addresses=exposed or None,
+            addresses=tuple(dict.fromkeys((*held, *(each.address for each in exposed)))) or None,
         )
         self._traffic = Traffic(self._kernel, config.bridge, self._kernel_thread, log)
         self._reconciler = Reconciler(self._kernel, self._datapath, settings, self._kernel_thread, log)
         self._reconciler.on_change = self._traffic.hint
+        self._exposure = Exposure(self._reconciler, self._traffic, self._save, log, stored=exposed)
         await self._reconciler.make_host()
         short_id = await loop.run_in_executor(self._kernel_thread, self._former_short_id)
         node = Node(self._node_config(name, short_id, keyring), self._entropy, read_clock())
@@ -166,7 +172,7 @@ class _Agent:
         """Serve until a signal comes."""
         config, log = self._config, self._log
         control = AgentControl(self._loop, self._reporter.report)
-        exposure = Exposure(self._reconciler, self._traffic, log)
+        exposure = self._exposure
         exposure.addresses = addresses = NodeAddresses(self._loop, exposure.expose)
         verbs = CniVerbs(
             PodAddresses(addresses, self._local_addresses),
@@ -182,11 +188,14 @@ class _Agent:
             cni.listen()
         except OSError as error:
             raise ConfigError(f"cannot listen at {config.cni_socket}: {error.strerror}") from error
-        keys = key_routes(KeyHandlers(AgentKeys(self._loop)))  # passwords go over the Unix socket only
-        listeners = [HttpListener(make_control_application(control, log, keys))]
+        ended = asyncio.Event()
+        exposing = expose_routes(exposure)
+        # Passwords, and the end of the agent, go over the Unix socket only.
+        own = [*key_routes(KeyHandlers(AgentKeys(self._loop))), *leave_routes(config, ended)]
+        listeners = [HttpListener(make_control_application(control, log, [*exposing, *own]))]
         await listeners[0].listen_unix(config.control_socket)
         if config.http_address:
-            listeners.append(HttpListener(make_control_application(control, log)))
+            listeners.append(HttpListener(make_control_application(control, log, exposing)))
             await listeners[-1].listen(config.http_address)
         if config.status_address:
             listeners.append(HttpListener(make_status_application(control, log)))
@@ -209,6 +218,7 @@ class _Agent:
                     *([keep_cni_files(place, log)] if place is not None else []),
                     *([] if self._kube is None else self._kube.works()),
                 ],
+                ended,
             )
         finally:
             for listener in listeners:
@@ -267,6 +277,22 @@ class _Agent:
             raise ConfigError(f"{complaint}; choose another --ipalloc-range, the same on all peers")
         self._log.warning("%s: traffic to these addresses may not reach pods", complaint)
 
+    def _stored_exposed(self, stored: StoredState) -> tuple[Exposed, ...]:
+        """Return what an earlier agent exposed and IPAM cannot tell, as far as IPAM does not know better."""
+        try:
+            exposed = decode_exposed(stored.values.get(KEY_EXPOSED, b""))
+        except msgspec.DecodeError as error:
+            self._log.warning("what was exposed cannot be read, and is forgotten: %s", error)
+            return ()
+        if self._config.ipam is None:
+            return exposed
+        held = {put.address for put in stored.allocations if put.ident == EXPOSED}
+        return tuple(each for each in exposed if each.address in held)
+
+    async def _save(self, change: StoreChange) -> None:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._store_thread, self._store.apply, (change,))
+
     def _former_short_id(self) -> ShortID | None:
         """Return the short ID by which the data plane, ours and others', goes on while no agent runs."""
         tables = self._datapath.observe_forwarding()
@@ -276,17 +302,13 @@ class _Agent:
         """Say where what is wanted of the host's rules comes from."""
         self._pods = KernelPods(self._kernel, self._kernel_thread)
 
-        async def store(change: StoreChange) -> None:
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._store_thread, self._store.apply, (change,))
-
         async def connected() -> set[Owner]:
             return {(port.container_id, port.ifname) for port in await self._pods.list_ports()}
 
-        self._host_ports = HostPorts(self._traffic.look, store, connected, self._log)
+        self._host_ports = HostPorts(self._traffic.look, self._save, connected, self._log)
         await self._host_ports.restore(stored.values.get(KEY_HOST_PORTS, b"[]"))
         self._traffic.mappings = self._host_ports.mappings
-        self._local_addresses = LocalAddresses(store, self._log)
+        self._local_addresses = LocalAddresses(self._save, self._log)
         self._reporter.local_addresses = self._local_addresses.owned
         self._local_addresses.restore(stored.values.get(KEY_LOCAL_ADDRESSES, b"{}"))
         ipam = self._loop.node.ipam
@@ -411,10 +433,9 @@ class _Agent:
         return targets
 
 
-async def _until_signal(works: list[Coroutine[None, None, None]]) -> None:
-    """Run tasks until SIGTERM or SIGINT; the failure of one ends all, and is raised."""
+async def _until_signal(works: list[Coroutine[None, None, None]], ended: asyncio.Event) -> None:
+    """Run tasks until SIGTERM, SIGINT or `ended`; the failure of one ends all, and is raised."""
     loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
     tasks: list[asyncio.Task[None]] = []

@@ -5,8 +5,11 @@ http.client does, which brings in TLS and the parser for e-mail.
 """
 
 import os
+import select
 import socket
-from collections.abc import Mapping, Sequence
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import quote, urlencode
 
@@ -17,11 +20,14 @@ from weavenet.errors import AgentAwayError, ApiError, ApiStatusError
 
 SOCKET_VARIABLE = "WEAVENET_SOCKET"
 DEFAULT_SOCKET = "/run/weavenet/weave.sock"
+DEFAULT_STATE_DIR = "/var/lib/weavenet"
+DATABASE_NAME = "weavenet.db"  # in the state directory; where it is, a peer was
 ANSWER_TIMEOUT_S = 30.0
 ANSWER_MAX_BYTES = 256 << 20
 
 _CHUNK_BYTES = 256 << 10
 _SUCCESSES = range(200, 300)
+_CREDENTIALS = struct.Struct("=iII")  # struct ucred: process, user, group
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +53,7 @@ class Client:
 
     def __init__(self, path: str | None = None) -> None:
         """Use the socket at `path`."""
-        self._path = path or default_socket()
+        self.path = path or default_socket()
 
     def get(self, path: str, *, accept: str = "", query: Mapping[str, str] | None = None) -> str:
         """Return the body of a GET. Raises ApiError."""
@@ -87,28 +93,77 @@ class Client:
             headers.append(("Content-Type", "application/x-www-form-urlencoded"))
         request = h11.Request(method=method, target=path, headers=headers)
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-                connection.settimeout(timeout_s)
-                connection.connect(self._path)
+            with self._connected(timeout_s) as connection:
                 return _exchange(connection, request, body)
-        except FileNotFoundError as error:
-            raise AgentAwayError(
-                f"weave is not running on this host (no socket at {self._path}): start it with `weaver`, "
-                "or see whether the weave-net pod of this node runs",
-                was_there=False,
-            ) from error
-        except ConnectionRefusedError as error:
-            raise AgentAwayError(
-                f"weave is not running on this host (nobody answers at {self._path}): start it again with `weaver`, "
-                "or see why the weave-net pod of this node ended",
-                was_there=True,
-            ) from error
-        except PermissionError as error:
-            raise ApiError(f"permission denied for {self._path}: weave must be run as 'root'") from error
         except TimeoutError as error:
             raise ApiError(f"weave did not answer {method} {path} within {timeout_s:.0f} s") from error
         except (OSError, h11.RemoteProtocolError) as error:
-            raise ApiError(f"the connection to weave at {self._path} failed: {error}") from error
+            raise ApiError(f"the connection to weave at {self.path} failed: {error}") from error
+
+    @contextmanager
+    def process(self) -> Iterator["AgentProcess"]:
+        """Find the agent's process. Raises AgentAwayError without an agent, ApiError where it cannot be seen.
+
+        The kernel tells its number, as of this process' own namespace: unix(7), SO_PEERCRED.
+        """
+        try:
+            with self._connected(ANSWER_TIMEOUT_S) as connection:
+                raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+            number, _, _ = _CREDENTIALS.unpack(raw)
+            descriptor = os.pidfd_open(number)
+        except OSError as error:
+            raise ApiError(
+                f"cannot tell which process the agent at {self.path} is: {error}; stop it by hand"
+            ) from error
+        try:
+            yield AgentProcess(number, descriptor)
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def _connected(self, timeout_s: float | None) -> Iterator[socket.socket]:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(timeout_s)
+            try:
+                connection.connect(self.path)
+            except FileNotFoundError as error:
+                raise AgentAwayError(
+                    f"weave is not running on this host (no socket at {self.path}): start it with `weaver`, "
+                    "or see whether the weave-net pod of this node runs",
+                    was_there=False,
+                ) from error
+            except ConnectionRefusedError as error:
+                raise AgentAwayError(
+                    f"weave is not running on this host (nobody answers at {self.path}): start it again with `weaver`, "
+                    "or see why the weave-net pod of this node ended",
+                    was_there=True,
+                ) from error
+            except PermissionError as error:
+                raise ApiError(f"permission denied for {self.path}: weave must be run as 'root'") from error
+            yield connection
+
+
+class AgentProcess:
+    """The process of an agent, whatever becomes of its number."""
+
+    def __init__(self, number: int, descriptor: int) -> None:
+        """Watch a process, by a descriptor of it."""
+        self.number = number
+        self._descriptor = descriptor
+
+    def shares_our_network(self) -> bool:
+        """Say whether it is in this process' network namespace. Raises ApiError where that cannot be seen."""
+        try:
+            theirs, ours = (os.stat(f"/proc/{which}/ns/net") for which in (self.number, "self"))  # noqa: PTH116
+        except OSError as error:
+            raise ApiError(f"cannot tell in which network namespace process {self.number} is: {error}") from error
+        return (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)
+
+    def has_ended(self, within_s: float) -> bool:
+        """Wait for its end, for so long; say whether it has come."""
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLIN)
+        return bool(poll.poll(within_s * 1000))
 
 
 def _exchange(connection: socket.socket, request: h11.Request, body: bytes) -> Answer:

@@ -3,7 +3,9 @@
 import click
 
 from weavenet.api.client import Client, path_of
+from weavenet.cli.expose import expose, hide
 from weavenet.cli.keys import key
+from weavenet.cli.leave import reset, stop
 from weavenet.cli.session import JSON
 from weavenet.cli.session import AgentCommand as _AgentCommand
 from weavenet.cli.session import Session as _Session
@@ -140,7 +142,7 @@ def rmpeer(session: _Session, peers: tuple[str, ...]) -> None:
         raise ApiError("not all peers could be removed")
 
 
-ALL = (status, connect, forget, report, ps, version, prime, rmpeer, key)
+ALL = (status, connect, forget, report, ps, version, prime, rmpeer, key, expose, hide, stop, reset)
 
 
 def _print_json_part(client: Client, keys: tuple[str, ...]) -> None:
