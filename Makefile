@@ -24,6 +24,8 @@ BPF_CFLAGS := -O2 -g -target bpf -Wall -Werror -idirafter /usr/include/$(shell $
 IMAGE ?= localhost/weavenet:$(shell sed -n 's/^VERSION = "\(.*\)"/\1/p' src/weavenet/version.py)
 BASE_IMAGE ?= debian:bookworm-slim
 IMAGE_BUILD ?= buildah bud --isolation chroot --network host
+FUZZ_SECONDS ?= 20
+
 # How this machine reaches packages, lent to the build as secrets; see the Dockerfile.
 LENT = $(if $(wildcard $(2)),--secret id=$(1)$(comma)src=$(2))
 comma := ,
@@ -89,7 +91,15 @@ sim: setup ## the production node in virtual time: 200 seeds of 20 nodes
 	PYTHONHASHSEED=1 $(BIN)/python -m weavenet.sim --first 11 --seeds 190 --nodes 20 >build/sim.txt || { tail -n 40 build/sim.txt; exit 1; }
 	tail -n 1 build/sim.txt
 
-fuzz: setup ## property tests with many more examples, under fresh seeds
+fuzz: setup ## feed every decoder and state machine hostile bytes, FUZZ_SECONDS each; then property tests, much longer
+	$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--require-hashes --no-deps -r tests/fuzz/requirements.txt
+	for target in $$($(BIN)/python tests/fuzz/targets.py); do \
+		echo "fuzz: $$target"; \
+		$(BIN)/python tests/fuzz/fuzz.py $$target $(FUZZ_SECONDS) >build/fuzz.log 2>&1 || { tail -n 60 build/fuzz.log; exit 1; }; \
+		grep -E '^stat::(number|new_units|peak)' build/fuzz.log | tr '\n' ' '; echo; \
+	done
+	$(BIN)/pytest -q tests/fuzz
 	$(BIN)/pytest -q -m 'not kernel' --hypothesis-profile fuzz
 
 kernel: setup ## tests on the real kernel, in network namespaces (root)

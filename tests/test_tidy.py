@@ -32,7 +32,7 @@ REGISTRY_HOSTS = [
 INDEX_OPTIONS = [f"--{name}" for name in ("index-url", "extra-index-url", "find-links", "trusted-host")]
 
 # Tests that are of no single module: of the real kernel, of whole hosts, of programs together.
-NOT_MIRRORED = {"kernel", "scenarios", "interop", "e2e"}
+NOT_MIRRORED = {"fuzz", "kernel", "scenarios", "interop", "e2e"}
 
 
 def _python_files(*roots: Path) -> list[Path]:

@@ -33,7 +33,7 @@ class LocalAddresses:
         """Take up what an earlier agent stored."""
         try:
             self._held = decode_local_addresses(stored)
-        except (msgspec.DecodeError, AddressError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, AddressError) as error:
             self._log.warning("the stored local addresses cannot be read, and are forgotten: %s", error)
 
     async def allocate(self, ident: str, wanted: LocalRange, taken: frozenset[Address]) -> Cidr:
@@ -80,5 +80,5 @@ def encode_local_addresses(held: Mapping[str, Cidr]) -> bytes:
 
 
 def decode_local_addresses(raw: bytes) -> dict[str, Cidr]:
-    """Read them back. Raises msgspec.DecodeError and AddressError."""
+    """Read them back. Raises msgspec.DecodeError, UnicodeDecodeError and AddressError."""
     return {ident: Cidr.parse(text) for ident, text in msgspec.json.decode(raw, type=dict[str, str]).items()}

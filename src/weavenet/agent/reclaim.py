@@ -60,7 +60,7 @@ def decode_registered(raw: bytes | None) -> Registered | None:
     """Read what was stored; what does not decode is no evidence either."""
     try:
         return None if raw is None else msgspec.json.decode(raw, type=Registered)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 

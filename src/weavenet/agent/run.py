@@ -281,7 +281,7 @@ class _Agent:
         """Return what an earlier agent exposed and IPAM cannot tell, as far as IPAM does not know better."""
         try:
             exposed = decode_exposed(stored.values.get(KEY_EXPOSED, b""))
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             self._log.warning("what was exposed cannot be read, and is forgotten: %s", error)
             return ()
         if self._config.ipam is None:

@@ -52,7 +52,7 @@ def decode_report(raw: bytes) -> Report:
     """Read a report, Weave's or ours. Raises ApiError, naming what is wrong and where."""
     try:
         return msgspec.json.decode(raw, type=Report)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ApiError(f"this is not a report: {error}") from error
 
 

@@ -249,7 +249,7 @@ def _unquote(text: str) -> str:
         return text[1:-1]
     try:
         return msgspec.json.decode(text.encode(), type=str)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise TemplateError(f"{text} is not a string: {error}") from error
 
 

@@ -290,7 +290,7 @@ async def _read_body(response: Response, what: str, limit_bytes: int) -> bytes:
 def _status_error(what: str, code: int, body: bytes, retry_after: str | None) -> KubeStatusError:
     try:
         status = _STATUS.decode(body)
-    except msgspec.DecodeError:  # a proxy's page, or nothing
+    except (msgspec.DecodeError, UnicodeDecodeError):  # a proxy's page, or nothing
         status = _Status()
     retry_after_s: float | None = None
     if retry_after is not None and retry_after.isdecimal():

@@ -118,7 +118,7 @@ def read_record(annotations: Annotations) -> Record:
         return Record((), annotations)
     try:
         peers = msgspec.json.decode(text, type=_PeerList).peers or []
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise KubeAnswerError(
             f"annotation {PEERS_KEY} of ConfigMap {CONFIG_MAP} does not decode: {error}; it stays as it is, and no "
             "departed peer's addresses are reclaimed until somebody mends or removes it"

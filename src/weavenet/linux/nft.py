@@ -189,7 +189,7 @@ def read_forward(text: str) -> tuple[Rule, ...]:
 def _of_kind(text: str, kind: str) -> list[dict[object, object]]:
     try:
         document: object = msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise KernelError(f"nftables answered what is not JSON: {error}") from error
     items = document.get("nftables") if isinstance(document, dict) else None
     found: list[dict[object, object]] = []

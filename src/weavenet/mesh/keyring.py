@@ -172,7 +172,7 @@ def decode_keyring(raw: bytes) -> Keyring | None:
         return None
     try:
         stored = msgspec.json.decode(raw, type=_StoredKeyring)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise KeyringError(f"the stored passwords cannot be read ({error}); start once with --no-password") from None
     keys = tuple(Key(key.name, Password(key.password), key.added_wall_s) for key in stored.keys)
     if not keys:

@@ -50,5 +50,5 @@ def decode_targets(raw: bytes) -> list[str]:
     """Read what encode_targets wrote. Raises StoreError."""
     try:
         return msgspec.json.decode(raw, type=list[str])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise StoreError(f"the stored list of peers does not decode: {error}") from error

@@ -42,6 +42,7 @@ _TAGS = struct.Struct("!HHHH")
 _NUMBERS_MAX = 65_536
 _KIND_AT = 9  # in a record
 _REMEMBERED_MAX = 4096
+_START_MAX, _OFFSET_MAX = 0xFFFF, 0xFF  # that a record has room for
 _PLAIN_VIRTIO = bytes(VIRTIO.size)
 
 # What one call of the kernel brought: in the first so many bytes of this, datagrams of that length, from there.
@@ -108,6 +109,9 @@ class FastPipe:
             limit = peer.known.mtu_bytes + ETHERNET_HEADER_BYTES
             length = len(view) - _MACS_AT - _TAG_BYTES
             ids = (inner & SHORT_ID_MASK | NEEDS_CHECKSUM, outer & SHORT_ID_MASK)
+            if (kind or flags & VIRTIO_NEEDS_CHECKSUM) and not (0 <= start <= _START_MAX and offset <= _OFFSET_MAX):
+                self._counters.drop_malformed += 1  # from a pod that makes up its own headers
+                continue
             if kind:
                 header_bytes = self._header_bytes(view, start)
                 if kind in KINDS and segment_bytes and 0 < header_bytes <= limit - segment_bytes:

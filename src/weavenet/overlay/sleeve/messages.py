@@ -80,5 +80,8 @@ def decode_to_forwarder(body: bytes) -> ToForwarder:
 
 def decode_from_forwarder(body: bytes) -> FromForwarder:
     """Read what the forwarder says. Raises msgspec.MsgspecError."""
-    message: FromForwarder = _from_forwarder.decode(body)
+    try:
+        message: FromForwarder = _from_forwarder.decode(body)
+    except UnicodeDecodeError as error:  # a text that is none, which the decoder does not make an error of its own
+        raise msgspec.ValidationError(f"the forwarder says what is no text: {error}") from error
     return message
