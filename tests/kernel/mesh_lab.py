@@ -166,6 +166,18 @@ def _udp_socket(namespace: Namespace) -> socket.socket:
         return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 
 
+def listen_tcp(port: int) -> socket.socket:
+    """Listen in the namespace of this thread."""
+    listener = socket.create_server(("", port))
+    listener.settimeout(LIMIT_S)
+    return listener
+
+
+def connect_tcp(address: tuple[str, int]) -> socket.socket:
+    """Connect from the namespace of this thread."""
+    return socket.create_connection(address, timeout=LIMIT_S)
+
+
 @contextlib.contextmanager
 def streams(lab: Lab, one: PodRecord, two: PodRecord) -> Iterator[tuple[Stream, Stream]]:
     """Have two pods send to each other meanwhile, and assert that nothing was lost or came twice."""

@@ -1,182 +1,189 @@
-"""A whole installation without a cluster: an API server for tests, and on each host what the DaemonSet's pod runs.
+"""A whole installation without a cluster: what the manifest says, run on lab hosts against an API server for tests.
 
-The API server is on the first lab host; on the others is `weave-kube`, and pods are added by what it installed there.
+Pods and containers are added by what it has installed on the nodes; nothing here knows of agents but kube_lab.py.
 """
 
-import contextlib
 import json
-import os
-import signal
-import socket
-import sys
+import threading
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import ExitStack
 from pathlib import Path
 
-import apiserver
 import mesh_lab
 import pytest
-from mesh_lab import until
+import runtime as containers
+from kube_lab import NODES, Cluster, running_cluster
 
-from weavenet.lab import agents, process, runtime, traffic
-from weavenet.lab.hosts import Lab
+from weavenet.errors import LabError
+from weavenet.lab import agents, process, traffic
+from weavenet.lab.namespace import Namespace
 from weavenet.lab.record import HostRecord, PodRecord
 
 pytestmark = pytest.mark.kernel
 
-NODES, DAEMONSETS = "/api/v1/nodes", "/apis/apps/v1/namespaces/kube-system/daemonsets"
-CONDITION = {"type": "NetworkUnavailable", "status": "True"}
-
-
-@dataclass
-class Cluster:
-    """Hosts, of which the first has the API server and no agent."""
-
-    lab: Lab
-    base: Path
-    api: HostRecord
-    nodes: list[HostRecord] = field(default_factory=list)
-
-    def tell(self, do: str, **words: object) -> None:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
-            control.settimeout(mesh_lab.LIMIT_S)
-            control.connect(str(self.base / "api.sock"))
-            control.sendall(json.dumps({"do": do, **words}).encode() + b"\n")
-            answer = json.loads(control.makefile().readline())
-        assert "error" not in answer, answer
-
-    def root(self, node: HostRecord) -> Path:
-        return self.base / node.name
-
-    def conflist(self, node: HostRecord) -> Path:
-        return self.root(node) / "etc/cni/net.d/10-weave.conflist"
-
-    def add_node(self) -> HostRecord:
-        node = self.lab.add_host()
-        self.nodes.append(node)
-        for directory in ("opt", "etc/cni/net.d", "weavedb"):
-            (self.root(node) / directory).mkdir(parents=True)
-        addresses = [{"type": "InternalIP", "address": node.address}]
-        status = {"addresses": addresses, "conditions": [CONDITION]}
-        self.tell("put", path=NODES, object={"metadata": {"name": node.name}, "status": status})
-        return node
-
-    def environment(self, node: HostRecord) -> dict[str, str]:
-        extra = (
-            f"--name={node.peer_name} --run-dir={self.lab.paths.host(node)} --kube-api=http://{self.api.address}:6443"
-        )
-        return {
-            **self.lab.environment(node),
-            "HOSTNAME": node.name,
-            "HOST_ROOT": str(self.root(node)),
-            "DB_PREFIX": str(self.root(node) / "weavedb/weave-net"),
-            "IPALLOC_RANGE": "10.32.0.0/12",
-            "EXTRA_ARGS": extra,
-            "INIT_CONTAINER": "true",
-        }
-
-    def start(self, node: HostRecord) -> None:
-        """Do what the DaemonSet's pod does: the init container, then the agent."""
-        program = str(agents.programs() / "weave-kube")
-        inside, environment = self.lab.namespace(node.name), self.environment(node)
-        process.run([program, "init"], namespace=inside, env=environment)
-        log = self.lab.paths.log(node)
-        node.agent = process.start(
-            [program, "launch"], what=f"the agent of {node.name}", namespace=inside, log=log, env=environment
-        )
-        self.lab.paths.save(self.lab.record)
-        until(self.conflist(node).exists, f"{node.name} has a network", self.lab, node)
-
-    def add_pod(self, node: HostRecord, name: str, **runtime_config: object) -> tuple[PodRecord, str]:
-        """Add a pod as a runtime does: by the conflist and the executables on the node."""
-        pod = self.lab.make_pod(name, node)
-        result = self.network(node, **runtime_config).add(self.lab.sandbox(pod))
-        pod.address, _, _ = runtime.address_of(result).partition("/")
-        return pod, result
-
-    def network(self, node: HostRecord, **runtime_config: object) -> runtime.Network:
-        written = json.loads(self.conflist(node).read_text())
-        (plugin,) = written["plugins"]
-        configuration = {**plugin, "name": written["name"], "cniVersion": written["cniVersion"]}
-        configuration["runtimeConfig"] = runtime_config
-        plugins = self.root(node) / "opt/cni/bin"
-        return runtime.Network(plugins, self.lab.namespace(node.name), configuration, self.lab.environment(node))
-
-    def looks(self, node: HostRecord) -> list[str]:
-        """What is on a node, in its kernel and on its disk."""
-        inside = self.lab.namespace(node.name)
-        links = [line["ifname"] for line in json.loads(process.run(["ip", "-json", "link"], namespace=inside))]
-        tables = process.run(["nft", "list", "tables"], namespace=inside).splitlines()
-        files = [str(path.relative_to(self.root(node))) for path in self.root(node).rglob("*") if path.is_file()]
-        return sorted(links + tables + files)
+RETRY_S = 0.02  # between two tries of a runtime that is told to try again later
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    with mesh_lab.empty_lab(tmp_path, "kube") as lab, contextlib.ExitStack() as stack:
-        cluster = Cluster(lab, tmp_path, lab.add_host())
-        listen, control = f"{cluster.api.address}:6443", str(tmp_path / "api.sock")
-        program = [sys.executable, apiserver.__file__, "--listen", listen, "--control", control]
-        server = lab.start("api", program, where=cluster.api.name)
-        stack.callback(lab.finish, server)
-        until((tmp_path / "api.sock").exists, "the API server listens")
-        cluster.tell("put", path=DAEMONSETS, object={"metadata": {"name": "weave-net"}})
+    with running_cluster(tmp_path) as cluster:
         yield cluster
 
 
-def end(cluster: Cluster, node: HostRecord) -> None:
-    """End a pod as kubelet does, and wait."""
-    assert node.agent is not None
-    os.kill(node.agent.pid, signal.SIGTERM)
-    agent = node.agent
-    until(lambda: not agent.is_alive(), f"the agent of {node.name} ends", cluster.lab, node)
-    node.agent = None
-
-
-def test_a_cluster_is_installed_talks_and_is_left_as_it_was_found(cluster: Cluster) -> None:
+def two_nodes(cluster: Cluster) -> tuple[HostRecord, HostRecord]:
     one, two = cluster.add_node(), cluster.add_node()
-    before = [cluster.looks(node) for node in (one, two)]
     for node in (one, two):
         cluster.start(node)
-    here, _ = cluster.add_pod(one, "here")
+    return one, two
+
+
+def network_condition(cluster: Cluster, node: HostRecord) -> dict[str, str]:
+    """Return what the API server has of a node, as anybody reads it."""
+    conditions = cluster.tell("get", path=NODES, name=node.name)["status"]["conditions"]
+    assert sorted(each["type"] for each in conditions) == ["NetworkUnavailable", "Ready"]
+    return next(each for each in conditions if each["type"] == "NetworkUnavailable")
+
+
+def exchange(server: Namespace, port: int, client: Namespace, address: tuple[str, int]) -> str:
+    """Have a TCP connection, with a question and an answer; return who the server took the client for."""
+    with server.entered():
+        listener = mesh_lab.listen_tcp(port)
+    with listener:
+        with client.entered():
+            asking = mesh_lab.connect_tcp(address)
+        with asking:
+            answering, (peer, _) = listener.accept()
+            with answering:
+                answering.settimeout(mesh_lab.LIMIT_S)
+                asking.sendall(b"question")
+                assert answering.recv(64) == b"question"
+                answering.sendall(b"answer")
+                assert asking.recv(64) == b"answer"
+    return peer
+
+
+def test_pods_and_their_host_ports_are_reached_from_all_sides(cluster: Cluster) -> None:
+    one, two = two_nodes(cluster)
+    limits = {"IngressRate": 8_000_000, "IngressBurst": 800_000, "EgressRate": 8_000_000, "EgressBurst": 800_000}
+    here, _ = cluster.add_pod(one, "here", bandwidth=limits)
+    # containerd's spelling, of this and of the rates: cni/runtime.py.
     there, result = cluster.add_pod(two, "there", portMappings=[{"HostPort": 8080, "ContainerPort": 80}])
     traffic.ping(cluster.lab, traffic.Route(here.name, there.name, there.address))
-    assert "8080" in process.run(["nft", "list", "ruleset"], namespace=cluster.lab.namespace(two.name))
-    status = mesh_lab.weave(cluster.lab, one, "status")
-    assert "Nodes: 2" in status
+    assert "Nodes: 2" in mesh_lab.weave(cluster.lab, one, "status")
+    assert "rate 8Mbit" in process.run(["tc", "qdisc"], namespace=cluster.lab.namespace(one.name))
 
-    # A runtime's DEL finds everything; a restart, and so an update, leaves everything.
-    with mesh_lab.streams(cluster.lab, here, there) as (out, back):
-        end(cluster, one)
-        assert cluster.conflist(one).exists()
-        cluster.start(one)
-        out.go_on(100)
-        back.go_on(100)
+    pod = cluster.lab.namespace(there.name)
+    assert exchange(pod, 80, cluster.lab.namespace(here.name), (there.address, 80)) == here.address
+    for other in (cluster.api.name, one.name, here.name):  # a host without an agent, one with it, and a pod on it
+        exchange(pod, 80, cluster.lab.namespace(other), (two.address, 8080))
     cluster.network(two).delete(cluster.lab.sandbox(there), result)
-
-    cluster.tell("drop", path=DAEMONSETS, name="weave-net")
-    for node in (one, two):
-        until(lambda node=node: "has been deleted" in mesh_lab.logged(cluster.lab, node), "is seen", cluster.lab, node)
-    for node, found in zip((one, two), before, strict=True):
-        end(cluster, node)
-        assert cluster.looks(node) == found
+    assert "8080" not in process.run(["nft", "list", "ruleset"], namespace=cluster.lab.namespace(two.name))
 
 
-def test_a_node_that_is_gone_is_reclaimed_by_one_of_the_others(cluster: Cluster) -> None:
-    nodes = [cluster.add_node() for _ in range(3)]
-    for node in nodes:
-        cluster.start(node)
-    for node in nodes:
-        cluster.add_pod(node, f"pod-{node.name}")
-    gone, left = nodes[-1], nodes[:-1]
-    cluster.lab.kill_agent(gone)
-    cluster.tell("drop", path=NODES, name=gone.name)
-    logs = lambda: [mesh_lab.logged(cluster.lab, node) for node in left]  # noqa: E731
-    until(lambda: sum(log.count("Reclaimed ") for log in logs()), "somebody reclaims", cluster.lab, left[0])
-    until(
-        lambda: gone.peer_name not in mesh_lab.weave(cluster.lab, left[0], "status", "ipam"),
-        "it owns nothing",
-        cluster.lab,
-        left[0],
-    )
-    assert sum(log.count("Reclaimed ") for log in logs()) == 1
+def test_a_node_says_that_its_network_is_available(cluster: Cluster) -> None:
+    node = cluster.add_node()
+    assert network_condition(cluster, node)["status"] == "True"
+    cluster.start(node)
+    mesh_lab.until(lambda: network_condition(cluster, node)["status"] == "False", "it says so", cluster.lab, node)
+    said = network_condition(cluster, node)
+    assert (said["reason"], said["message"]) == ("WeaveIsUp", "Weave pod has set this")
+    assert said["lastTransitionTime"]
+
+
+class Caller(threading.Thread):
+    """A runtime that adds a pod and deletes it, over and over, and tries again what fails; all failures are kept."""
+
+    def __init__(self, cluster: Cluster, node: HostRecord, pod: PodRecord) -> None:
+        super().__init__(name=f"runtime of {pod.name}")
+        self._network = cluster.network(node)
+        self._conflist = cluster.conflist(node)
+        self._sandbox = cluster.lab.sandbox(pod)
+        self._ended = threading.Event()
+        self.failures: Counter[str] = Counter()
+        self.done = 0
+
+    def run(self) -> None:
+        while not self._ended.is_set():
+            result = self._until_done("ADD")
+            self._until_done("DEL", result)
+            self.done += 1
+
+    def _until_done(self, verb: str, result: str = "") -> str:
+        while True:
+            if not self._conflist.exists():
+                self.failures["there is no conflist"] += 1
+            try:
+                return self._network.call(verb, self._sandbox, result)
+            except LabError as error:
+                self.failures[str(error)] += 1
+                self._ended.wait(RETRY_S)
+
+    def finish(self) -> None:
+        self._ended.set()
+        self.join(mesh_lab.LIMIT_S)
+
+
+def test_an_update_of_the_agent_delays_pods_that_are_added_and_fails_none(cluster: Cluster) -> None:
+    one, two = two_nodes(cluster)
+    here, _ = cluster.add_pod(one, "here")
+    there, _ = cluster.add_pod(two, "there")
+    late = cluster.lab.make_pod("late", one)
+    callers = [Caller(cluster, one, cluster.lab.make_pod(f"short-{number}", one)) for number in range(2)]
+    try:
+        with mesh_lab.streams(cluster.lab, here, there):
+            for caller in callers:
+                caller.start()
+            for _ in range(2):
+                # The version before had other executables, so these are replaced while they are being run.
+                for path in cluster.plugins(one).glob("weave-*"):
+                    older = path.with_name("older")
+                    older.write_bytes(path.read_bytes() + b"\0")
+                    older.chmod(0o755)
+                    older.replace(path)
+                cluster.end(one)
+                with pytest.raises(LabError, match="the weavenet agent does not answer .*, code 11"):
+                    cluster.network(one).add(cluster.lab.sandbox(late))
+                cluster.start(one)
+                counts = [caller.done for caller in callers]
+                mesh_lab.until(
+                    lambda counts=counts: all(caller.done > count + 2 for caller, count in zip(callers, counts)),
+                    "pods are added and deleted again",
+                    cluster.lab,
+                    one,
+                )
+    finally:
+        for caller in callers:
+            caller.finish()
+    result = cluster.network(one).add(cluster.lab.sandbox(late))  # the same ADD again
+    late.address = json.loads(result)["ips"][0]["address"].partition("/")[0]
+    traffic.ping(cluster.lab, traffic.Route(late.name, there.name, there.address))
+    failures = sum((caller.failures for caller in callers), Counter())
+    assert all(text.endswith(", code 11") for text in failures), failures
+    assert mesh_lab.logged(cluster.lab, one).count("installed") >= 2
+    owned = {each["containerid"] for each in json.loads(agents.query(cluster.lab.paths, one, "/ip"))["owned"]}
+    assert owned - {"weave:expose"} == {f"{pod.container}/eth0" for pod in (here, late)}, "and nothing is left over"
+
+
+def test_containers_of_containerd_reach_each_other_by_what_is_installed(cluster: Cluster, tmp_path: Path) -> None:
+    if missing := containers.missing_programs():
+        pytest.skip(f"needs {', '.join(missing)}")
+    nodes = two_nodes(cluster)
+    with ExitStack() as stack:
+        running = []
+        for node in nodes:
+            base = tmp_path / f"{node.name}.runtime"
+            base.mkdir()
+            inside, sockets = cluster.lab.namespace(node.name), agents.sockets(cluster.lab.paths, node)
+            configurations = cluster.conflist(node).parent
+            manager = containers.running_runtime(inside.path, base, configurations, cluster.plugins(node), sockets)
+            running.append(stack.enter_context(manager))
+        here, there = (each.start("c") for each in running)
+        shown = [json.loads(each.run("ip", "-json", "-4", "addr", "show", "eth0").stdout) for each in (here, there)]
+        addresses = [text[0]["addr_info"][0]["local"] for text in shown]
+        assert here.reaches(addresses[1])
+        assert there.reaches(addresses[0])
+        pod, _ = cluster.add_pod(nodes[0], "pod")
+        for address in addresses:
+            traffic.ping(cluster.lab, traffic.Route(pod.name, "a container", address))
+        assert [each.stop("c") for each in running] == ["", ""]

@@ -76,7 +76,7 @@ class Fault:
     """What happens to the next requests of a verb: a status, or what a broken server or network does."""
 
     verb: str  # get list watch create update patch, or * for all
-    kind: str  # status, close, hang, garbage, slow
+    kind: str  # status, close, hang, garbage, slow, hold
     status: int = 500
     retry_after: int | None = None
     count: int | None = 1  # None: until cleared
@@ -94,6 +94,7 @@ class Asked:
     content_type: str = ""
     token: str = ""
     namespace: str = ""
+    refused: int = 0  # the code it was refused with
 
     @property
     def resource(self) -> str:
@@ -132,6 +133,7 @@ class ApiServer:
         self._watchers: list[_Watcher] = []
         self._watchers_changed = asyncio.Event()
         self._open: set[asyncio.StreamWriter] = set()
+        self._released = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
     # --- objects ------------------------------------------------------------------------------------------------------
@@ -196,6 +198,11 @@ class ApiServer:
     def clear_faults(self) -> None:
         self.faults.clear()
 
+    def release(self) -> None:
+        """Let all requests that are held go on, at once."""
+        self._released.set()
+        self._released = asyncio.Event()
+
     def compact(self) -> None:
         """Forget the history, as etcd does every five minutes: what is older than now cannot be watched from."""
         self.compacted = self.revision
@@ -236,6 +243,14 @@ class ApiServer:
 
     def allow_all(self) -> None:
         self.rules = None
+
+    def allow_only(self, rules: list[Json]) -> None:
+        self.rules = rules
+
+    def use_certificate(self, certificate: str, key: str) -> None:
+        """Speak TLS, with these files, from the next start on."""
+        self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._tls.load_cert_chain(certificate, key)
 
     def use_token(self, token: str) -> None:
         """Know nobody but the bearer of this token; a blank one knows everybody."""
@@ -318,6 +333,7 @@ class ApiServer:
                 status, body = self._answer(asked)
                 await answer(status, json.dumps(body).encode())
         except RefusedError as refused:
+            asked.refused = refused.code
             retry = [("Retry-After", str(refused.retry_after))] if refused.retry_after is not None else []
             await answer(refused.code, json.dumps(refused.status).encode(), *retry)
 
@@ -339,6 +355,9 @@ class ApiServer:
             case "garbage":
                 await answer(200, b"<html>not what you asked for</html>")  # type: ignore[operator]
                 return True
+            case "hold":
+                await self._released.wait()
+                return False
             case "hang":
                 await asyncio.Event().wait()
         return True  # close
@@ -453,8 +472,8 @@ class ApiServer:
             self._watchers_changed.clear()
             await self._watchers_changed.wait()
 
-    def asked(self, verb: str) -> list[Asked]:
-        return [each for each in self.requests if each.verb == verb]
+    def asked(self, verb: str = "") -> list[Asked]:
+        return [each for each in self.requests if verb in {"", each.verb}]
 
 
 async def _until_end(watcher: _Watcher, timeout_s: float) -> AsyncIterator[bytes]:
@@ -603,9 +622,11 @@ async def _control(server: ApiServer, reader: asyncio.StreamReader, writer: asyn
     writer.close()
 
 
-async def _main(listen: str, control: Path, token: str) -> None:
+async def _main(listen: str, control: Path, token: str, tls: list[str]) -> None:
     server = ApiServer()
     server.use_token(token)
+    if tls:
+        server.use_certificate(*tls)
     await server.start(listen)
     commands = await asyncio.start_unix_server(lambda reader, writer: _control(server, reader, writer), control)
     ended = asyncio.Event()
@@ -623,5 +644,6 @@ if __name__ == "__main__":
     parser.add_argument("--listen", default="127.0.0.1:0", help="address and port of the API")
     parser.add_argument("--control", type=Path, required=True, help="Unix socket that takes commands")
     parser.add_argument("--token", default="", help="know nobody but the bearer of this token")
+    parser.add_argument("--tls", nargs=2, default=[], metavar=("CERTIFICATE", "KEY"), help="files to speak TLS with")
     given = parser.parse_args()
-    asyncio.run(_main(given.listen, given.control, given.token))
+    asyncio.run(_main(given.listen, given.control, given.token, given.tls))

@@ -5,7 +5,6 @@ import json
 import logging
 import shutil
 import ssl
-import subprocess
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Self
 
 import pytest
 from apiserver import ApiServer
+from certificates import make_certificate
 from cluster import LOG, NODES, Halves, client_of, node
 
 from weavenet.effects import Now
@@ -452,27 +452,12 @@ def test_a_token_is_read_again_when_it_changes_and_shows_nowhere(
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificates with openssl")
 def test_a_server_is_believed_only_with_a_certificate_of_its_authority(tmp_path: Path) -> None:
-    for name in ("ours", "theirs"):
-        made = [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-nodes",
-            "-days",
-            "1",
-            "-subj",
-            "/CN=api",
-        ]
-        made += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", f"{name}.key", "-out", f"{name}.crt"]
-        subprocess.run(made, cwd=tmp_path, check=True, capture_output=True)
+    ours = make_certificate(tmp_path, "ours", "127.0.0.1")
+    make_certificate(tmp_path, "theirs", "127.0.0.1")
 
     async def scenario() -> None:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        tls.load_cert_chain(tmp_path / "ours.crt", tmp_path / "ours.key")
+        tls.load_cert_chain(*ours)
         server = ApiServer()
         await server.start(tls=tls)
         server.put(NODES, node("a"))
