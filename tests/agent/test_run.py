@@ -49,6 +49,13 @@ class Works:
             self.ended.append(f"{name} cancelled")
             raise
 
+    async def undoing(self, name: str) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await settle()
+            self.ended.append(f"{name} undone")
+
     async def failing(self, error: Exception) -> None:
         await settle()
         raise error
@@ -58,7 +65,7 @@ class Works:
 def test_a_signal_ends_all_tasks_and_the_run_in_order(number: signal.Signals) -> None:
     async def scenario() -> None:
         works = Works()
-        ending = asyncio.create_task(_until_signal([works.endless("a"), works.endless("b")], asyncio.Event()))
+        ending = asyncio.create_task(_until_signal([works.endless("a"), works.endless("b")], [], asyncio.Event()))
         await settle()
         os.kill(os.getpid(), number)
         await ending
@@ -72,11 +79,13 @@ def test_a_signal_ends_all_tasks_and_the_run_in_order(number: signal.Signals) ->
 def test_who_asks_for_the_end_gets_it_in_the_same_order() -> None:
     async def scenario() -> None:
         works, ended = Works(), asyncio.Event()
-        ending = asyncio.create_task(_until_signal([works.endless("a"), works.endless("b")], ended))
+        ending = asyncio.create_task(
+            _until_signal([works.endless("a"), works.endless("b")], [works.undoing("c")], ended)
+        )
         await settle()
         ended.set()
         await ending
-        assert works.ended == ["a cancelled", "b cancelled"]
+        assert works.ended == ["c undone", "a cancelled", "b cancelled"], "who needs the others ends before them"
 
     run(scenario())
 
@@ -86,7 +95,7 @@ def test_a_task_that_fails_ends_all_and_its_error_is_the_runs() -> None:
         works = Works()
         failing = works.failing(StoreError("no space left"))
         with pytest.raises(StoreError, match="no space left"):
-            await _until_signal([works.endless("a"), failing, works.endless("b")], asyncio.Event())
+            await _until_signal([works.endless("a"), failing], [works.endless("b")], asyncio.Event())
         assert sorted(works.ended) == ["a cancelled", "b cancelled"]
 
     run(scenario())

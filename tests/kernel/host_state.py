@@ -1,7 +1,7 @@
 """All that there is to see of a host, as texts, to compare before and after: whatever differs was left behind.
 
-Not compared is what changes by being used, by anybody: counters, ARP entries, timers. Otherwise nothing is left out for being
-unlikely: all settings below net/ are read, all routing tables, all that nftables and iptables have.
+Not compared is what changes by being used, by anybody: counters, ARP entries, timers. Otherwise nothing is left out for
+being unlikely: all settings below net/ are read, all routing tables, all that nftables and iptables have.
 """
 
 import difflib
@@ -57,9 +57,8 @@ def differences(before: State, after: State) -> list[str]:
     """Return the lines that have come, with a plus, or gone, with a minus."""
     found = []
     for what, text in before.items():
-        for line in difflib.ndiff(text.splitlines(), after[what].splitlines()):
-            if line[0] in "+-":
-                found.append(f"{what}: {line[0]} {line[2:].strip()}")
+        lines = difflib.ndiff(text.splitlines(), after[what].splitlines())
+        found += [f"{what}: {line[0]} {line[2:].strip()}" for line in lines if line[0] in "+-"]
     return found
 
 

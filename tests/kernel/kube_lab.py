@@ -1,7 +1,7 @@
 """A Kubernetes cluster as far as weavenet can see it: an API server for tests, lab hosts as nodes, the manifest's pods.
 
-The API server is on the first lab host, with TLS, and grants what the manifest's roles grant. On each other host runs what
-the manifest's DaemonSet says (kubelet.py), and pods are added as a runtime adds them, by what that has installed there.
+The API server is on the first lab host, with TLS, and grants what the manifest's roles grant. On each other host runs
+what the manifest's DaemonSet says (kubelet.py), and pods are added as a runtime adds them, by what that has installed.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
 """Running the pod of a DaemonSet on a lab host as kubelet and a container runtime do, but without an image.
 
 What the manifest says is what a container gets: command, environment, capabilities, a root file system that is
-read-only, and of the node's files those directories that are mounted. The image is this machine's own file system, below
-an overlay. Processes get a mount namespace of their own, which ends with them; so nothing has to be unmounted.
+read-only, and of the node's files those directories that are mounted. The image is this machine's own file system,
+below an overlay. Processes get a mount namespace of their own, which ends with them; so nothing has to be unmounted.
 
     node's /var/lib/weave      is   NODE/var/lib/weave, a directory of the test
     node's /run/weavenet       is   the directory in which the lab looks for a host's agent
@@ -122,9 +122,13 @@ class Pod:
             yield Path(place), place, True
         # Links are resolved out here: inside the root that is being made they would lead out of it.
         yield self.account.directory, os.path.realpath(SERVICE_ACCOUNT), True
-        host_paths = {volume["name"]: volume["hostPath"] for volume in self._pod["volumes"]}
+        volumes = {volume["name"]: volume for volume in self._pod["volumes"]}
         for mount in container["volumeMounts"]:
-            source = self._source(host_paths[mount["name"]])
+            volume = volumes[mount["name"]]
+            if "configMap" in volume:  # there is none
+                assert volume["configMap"]["optional"]
+                continue
+            source = self._source(volume["hostPath"])
             if source is not None:
                 yield source, os.path.realpath(mount["mountPath"]), mount.get("readOnly", False)
 

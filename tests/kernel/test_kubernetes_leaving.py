@@ -16,8 +16,8 @@ pytestmark = pytest.mark.kernel
 
 # A directory that is mounted in a pod cannot be removed from within it: docs/kubernetes.md, "Removing it".
 MOUNTED = "var/lib/weave"
-# Others may have come to rely on it, so it is switched on and never off: dataplane/traffic.py. The same goes for forwarding,
-# which is on wherever there is a kubelet.
+# Others may have come to rely on it, so it is switched on and never off: dataplane/traffic.py. The same goes for
+# forwarding, which is on wherever there is a kubelet.
 SWITCH = "bridge/bridge-nf-call-iptables"
 
 

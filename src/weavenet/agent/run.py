@@ -65,6 +65,8 @@ from weavenet.node.node import Node, NodeConfig
 from weavenet.node.report import EXPOSED
 from weavenet.node.targets import FirstTargets, first_targets, remember_launch
 
+UNDO_S = 10.0  # for calls under way when the agent ends; kubelet waits 30
+
 if TYPE_CHECKING:
     from weavenet.agent.kubernetes import KubernetesPart
 
@@ -171,7 +173,6 @@ class _Agent:
     async def serve(self, place: Place | None) -> None:
         """Serve until a signal comes."""
         config, log = self._config, self._log
-        control = AgentControl(self._loop, self._reporter.report)
         exposure = self._exposure
         exposure.addresses = addresses = NodeAddresses(self._loop, exposure.expose)
         verbs = CniVerbs(
@@ -189,20 +190,7 @@ class _Agent:
         except OSError as error:
             raise ConfigError(f"cannot listen at {config.cni_socket}: {error.strerror}") from error
         ended = asyncio.Event()
-        exposing = expose_routes(exposure)
-        # Passwords, and the end of the agent, go over the Unix socket only.
-        own = [*key_routes(KeyHandlers(AgentKeys(self._loop))), *leave_routes(config, ended)]
-        listeners = [HttpListener(make_control_application(control, log, [*exposing, *own]))]
-        await listeners[0].listen_unix(config.control_socket)
-        if config.http_address:
-            listeners.append(HttpListener(make_control_application(control, log, exposing)))
-            await listeners[-1].listen(config.http_address)
-        if config.status_address:
-            listeners.append(HttpListener(make_status_application(control, log)))
-            await listeners[-1].listen(config.status_address)
-        if config.metrics_address:
-            listeners.append(HttpListener(make_metrics_application(control, log)))
-            await listeners[-1].listen(config.metrics_address)
+        listeners = await self._listen(ended)
         log.info("Listening for control requests at %s, for CNI at %s", config.control_socket, config.cni_socket)
         try:
             await _until_signal(
@@ -212,18 +200,36 @@ class _Agent:
                     self._reconciler.keep_tables(self._loop.reconcile_wanted, self._loop.node.forwarding),
                     self._reconciler.keep_devices(),
                     self._traffic.keep(),
-                    exposure.expose_at_start(config.expose),
-                    cni.serve_forever(),
                     *([self._sleeve.run()] if self._sleeve is not None else []),
                     *([keep_cni_files(place, log)] if place is not None else []),
                     *([] if self._kube is None else self._kube.works()),
                 ],
+                [cni.serve_forever(), exposure.expose_at_start(config.expose)],
                 ended,
             )
         finally:
             for listener in listeners:
                 await listener.close()
         log.info("Exiting; pods keep their network")
+
+    async def _listen(self, ended: asyncio.Event) -> list[HttpListener]:
+        """Serve the control API, and what of it is asked for elsewhere. Raises ConfigError."""
+        config, log = self._config, self._log
+        control = AgentControl(self._loop, self._reporter.report)
+        exposing = expose_routes(self._exposure)
+        # Passwords, and the end of the agent, go over the Unix socket only.
+        own = [*key_routes(KeyHandlers(AgentKeys(self._loop))), *leave_routes(config, ended)]
+        listeners = [HttpListener(make_control_application(control, log, [*exposing, *own]))]
+        await listeners[0].listen_unix(config.control_socket)
+        for address, application in (
+            (config.http_address, make_control_application(control, log, exposing)),
+            (config.status_address, make_status_application(control, log)),
+            (config.metrics_address, make_metrics_application(control, log)),
+        ):
+            if address:
+                listeners.append(HttpListener(application))
+                await listeners[-1].listen(address)
+        return listeners
 
     def _networks(self) -> AnnotatedNetworks | None:
         directory = self._config.networks_dir
@@ -433,8 +439,13 @@ class _Agent:
         return targets
 
 
-async def _until_signal(works: list[Coroutine[None, None, None]], ended: asyncio.Event) -> None:
-    """Run tasks until SIGTERM, SIGINT or `ended`; the failure of one ends all, and is raised."""
+async def _until_signal(
+    works: list[Coroutine[None, None, None]], callers: list[Coroutine[None, None, None]], ended: asyncio.Event
+) -> None:
+    """Run tasks until SIGTERM, SIGINT or `ended`; the failure of one ends all, and is raised.
+
+    `callers` end first: what they undo on the way, such as a pod's ADD that was under way, takes the others' work.
+    """
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
@@ -442,7 +453,12 @@ async def _until_signal(works: list[Coroutine[None, None, None]], ended: asyncio
     try:
         async with asyncio.TaskGroup() as group:
             tasks += [group.create_task(work) for work in works]
+            calling = [group.create_task(work) for work in callers]
             await ended.wait()
+            for task in calling:
+                task.cancel()
+            if calling:
+                await asyncio.wait(calling, timeout=UNDO_S)
             for task in tasks:
                 task.cancel()
     except BaseExceptionGroup as failures:
