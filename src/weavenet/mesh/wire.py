@@ -34,6 +34,8 @@ FEATURES_V1 = ("ConnID", "Name", "NickName", "PeerNameFlavour", "UID")
 PUBLIC_KEY_V1 = "PublicKey"
 # Ours: the sender can move an encrypted connection to another password. Weave ignores what it does not know.
 REKEY, REKEY_VERSION = "Rekey", "1"
+# Ours: the sender can compare state instead of telling it (exchange.py).
+COMPACT, COMPACT_VERSION = "WeavenetGossip", "1"
 _FLAVOUR = "mac"
 _REQUIRED = ("PeerNameFlavour", "Name", "NickName", "UID", "ConnID")
 _TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
@@ -94,6 +96,7 @@ class RemoteFeatures(msgspec.Struct, frozen=True):
     trusted: bool  # whether the remote trusts our address
     overlays: tuple[str, ...] | None  # in its order of preference
     moves: bool = False  # whether it can move to another password (session.py)
+    compact: bool = False  # whether it can compare state (exchange.py)
 
 
 def build_features(local: LocalFeatures) -> dict[str, str]:
@@ -137,6 +140,7 @@ def parse_features(features: Mapping[str, str]) -> RemoteFeatures:
         trusted=trusted is not None and _parse_bool(trusted),
         overlays=None if overlays is None else tuple(overlays.split(" ")),
         moves=features.get(REKEY) == REKEY_VERSION,
+        compact=features.get(COMPACT) == COMPACT_VERSION,
     )
 
 
@@ -245,6 +249,8 @@ class Tag(IntEnum):
     OVERLAY_CONTROL = 7
     # Ours, and only between peers that both sent the feature Rekey: see session.py.
     REKEY = 0x77
+    # Ours, and only between peers that both sent the feature WeavenetGossip: see compact.py.
+    COMPACT = 0x78
 
 
 HEARTBEAT_MESSAGE = bytes([Tag.HEARTBEAT])
