@@ -19,6 +19,7 @@ is Weave's (ipam/ring), the defences at the end of `Ring.merge` are ours.
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
 from itertools import pairwise
 
 import msgspec
@@ -36,7 +37,7 @@ TRANSFER_VERSION_JUMP = 100
 RECEIVED_VERSION_MAX = 1 << 31
 # 5,000 peers with two dozen ranges each; a ring costs memory and time at every merge.
 ENTRIES_MAX = 1 << 17
-# Told by peers that compare before they tell (docs/protocol/compact-gossip.md).
+# Of the hash that peers compare before they tell (docs/protocol/compact-gossip.md).
 DIGEST_BYTES = 8
 
 
@@ -116,9 +117,12 @@ class Ring:
         return self._revision
 
     def digest(self) -> bytes | None:
-        """Return a hash that is equal wherever the ring is; None while there is no ring."""
+        """Return a hash that is equal wherever merging would change nothing; None while there is no ring.
+
+        Between entries that have equal versions and name the same peer, merging does not care about the free addresses.
+        """
         if self._entries and self._digest[0] != self._revision:
-            numbers = [(each.token, each.peer, each.version, each.free) for each in self._entries]
+            numbers = [(each.token, each.peer, each.version) for each in self._entries]
             text = repr((self.universe.start, self.universe.end, numbers, self.seeds)).encode()
             self._digest = self._revision, blake2b(text, digest_size=DIGEST_BYTES).digest()
         return self._digest[1] if self._entries else None

@@ -15,8 +15,10 @@ from weavenet.mesh.compact import CHANGED_CONNECTIONS_MAX, Base, ChangedConnecti
 from weavenet.mesh.records import Peer, PeerConnection, decode_record, encode_record
 from weavenet.mesh.topology import Topology
 
-# Results that are kept: within one process, as in a simulator, a thousand peers apply the same change.
-_KEPT_MAX = 4096
+# A change may come twice, and in one process, as in the simulator, the same one comes to a thousand peers. Those of
+# records with up to some 50 connections are kept; they have 10 KiB each.
+_KEPT_MAX = 512
+_KEPT_BASE_BYTES_MAX = 2 << 10
 # A change that is longer than this part of the record is not worth its base.
 _WORTH = 2
 
@@ -52,7 +54,9 @@ def apply_change(topology: Topology, change: RecordChange) -> Peer | None:
         return None
     put = tuple((PeerName(each.name), each.address, each.outbound, each.established) for each in change.put)
     short_id = None if change.short_id is None else ShortID(change.short_id)
-    return _apply(encode_record(known), change.number, short_id, put, tuple(change.gone))
+    base = encode_record(known)
+    apply = _apply if len(base) <= _KEPT_BASE_BYTES_MAX else _apply.__wrapped__
+    return apply(base, change.number, short_id, put, tuple(change.gone))
 
 
 @lru_cache(maxsize=_KEPT_MAX)
@@ -68,7 +72,6 @@ def _apply(
     for name, address, outbound, established in put:
         connections[name] = PeerConnection(address, outbound, established)
     links = MappingProxyType(dict(sorted(connections.items())))
-    # The same object as if the record had come as a whole.
-    return decode_record(
-        encode_record(dataclasses.replace(known, version=version, short_id=short_id, connections=links))
-    )
+    made = dataclasses.replace(known, version=version, short_id=short_id, connections=links)
+    # The same object as if the record had come as a whole, from somebody else or in periodic gossip.
+    return decode_record(encode_record(made))

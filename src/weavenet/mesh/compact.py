@@ -2,12 +2,12 @@
 
 A message is the tag COMPACT and then one msgpack array, whose first element says which of these it is:
 
-    1  Digests       channel to hash              "this is what I have; do you have the same?"
-    2  Buckets       hashes of parts of a topology "no; these parts of mine have these"
-    3  Versions      bucket numbers and versions   "these differ; here is what I have in them"
-    4  News          versions                      "this is new here; ask if you want it"
-    5  Wanted        names, and what I have of them "I want it"
-    6  StateWanted   channels                      "I want all of these channels' state"
+    1  Digests       channel to hash, or to nil      "this is what I have; do you have the same?"
+    2  Buckets       hashes of parts of a topology   "no; these parts of mine have these"
+    3  Versions      bucket numbers and versions     "these differ; here is what I have in them"
+    4  News          versions                        "this is new here; ask if you want it"
+    5  Wanted        names, and what I have of them  "I want it"
+    6  StateWanted   channels                        "I want all of these channels' state"
     7  Records       a topology update, as in Weave
     8  Changes       what has changed in records, against a version that the receiver has
 
@@ -83,9 +83,9 @@ class RecordChange(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_
 
 
 class Digests(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=1):
-    """A hash per channel of all the state that the sender has."""
+    """A hash per channel of all the state that the sender has; None: it cannot be compared, only told."""
 
-    channels: Annotated[dict[_Channel, _Hash], Meta(max_length=CHANNELS_MAX)]
+    channels: Annotated[dict[_Channel, _Hash | None], Meta(max_length=CHANNELS_MAX)]
 
 
 class Buckets(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=2):

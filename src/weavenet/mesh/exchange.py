@@ -10,15 +10,13 @@ can (the feature is in the introduction), the state is compared and news is anno
     news     A ── News ──► B ── Wanted ──► A ── Changes, or Records ──► B, who passes the news on
 
 A channel of which only the owner knows the parts (IPAM's ring) is compared by its digest, and told completely, both
-ways, if that differs. Whoever has no such channel wants it told each time, and relays it as Weave does.
+ways, if that differs or there is none. Whoever has no such channel wants it told each time, and relays it like Weave.
 
 Nobody keeps a conversation: each message is answered from what is known when it comes, or not at all, and the next
-Digests heals that. What is kept is who was asked for which record, so that news that comes from twenty neighbours is
-fetched from one, and from another if that one is slow.
+Digests heals that. All that is kept is who was asked for which record (asking.py).
 
 What a remote can make us send is limited per connection by an allowance in bytes; what that does not cover it must ask
-for again later. Source: docs/protocol/compact-gossip.md; the announcing is that of lazy links in Plumtree (Leitão,
-Pereira, Rodrigues 2007), without its eager tree.
+for again later. Source: docs/protocol/compact-gossip.md.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,8 +24,9 @@ from typing import TypeVar
 
 import msgspec
 
-from weavenet.effects import ConnectionNumber, GossipKind, Now, Output
+from weavenet.effects import GossipKind, Now, Output
 from weavenet.identity import UNKNOWN_PEER, PeerName
+from weavenet.mesh.asking import Asking
 from weavenet.mesh.changes import apply_change, change_since
 from weavenet.mesh.compact import (
     CHANGES_MAX,
@@ -54,11 +53,6 @@ from weavenet.mesh.records import Peer, decode_update, encode_record, join_recor
 from weavenet.mesh.topology import Topology
 from weavenet.mesh.wire import Tag, build_message
 
-# How long one who has announced a record may take to send it before another is asked.
-ANSWER_TIMEOUT_S = 1.0
-ASKED_MAX = 20_000
-ALTERNATIVES_MAX = 3
-
 _T = TypeVar("_T")
 
 
@@ -75,8 +69,7 @@ class DigestsData(msgspec.Struct, frozen=True):
 
     def encode(self) -> list[bytes]:
         """Return the hashes as they are now."""
-        hashes = {name: hashed for name in sorted(self.channels) if (hashed := self.exchange.digest(name)) is not None}
-        return [encode_compact(Digests(hashes))]
+        return [encode_compact(Digests({name: self.exchange.digest(name) for name in sorted(self.channels)}))]
 
 
 class NewsData(msgspec.Struct, frozen=True):
@@ -129,15 +122,6 @@ class RecordsData(msgspec.Struct, frozen=True):
         return self.exchange.tell(self.bases)
 
 
-class _Asked(msgspec.Struct):
-    """Somebody was asked for a record that is at least this good."""
-
-    number: int
-    uid: int
-    due_s: float
-    others: list[ConnectionNumber]  # who has announced it, too
-
-
 def compact_slot(channel: str) -> Slot:
     """Return where compact gossip of one sort waits."""
     return Slot(GossipKind.NEIGHBOUR, channel, UNKNOWN_PEER, compact=True)
@@ -158,18 +142,14 @@ class Exchange:
         self._channels = dict(channels)
         self._out = out
         self._digester = Digester(topology)
-        # In the order of their times: each is put at the end with the same delay.
-        self._asked: dict[PeerName, _Asked] = {}
+        self._asking = Asking()
 
     # --- what we say of ourselves -------------------------------------------------------------------------------------
 
     def compare(self, link: LocalConnection, channels: Iterable[str] | None = None) -> None:
-        """Find out whether a neighbour has what we have: on all channels, or on some. Those without a hash are told."""
+        """Find out whether a neighbour has what we have: on all channels, or on some."""
         named = frozenset((TOPOLOGY_CHANNEL, *self._channels) if channels is None else channels)
-        told = [name for name in sorted(named) if self.digest(name) is None]
-        link.queue(_DIGESTS, DigestsData(self, named - frozenset(told)))
-        for name in told:
-            self._tell_state(link, name)
+        link.queue(_DIGESTS, DigestsData(self, named))
 
     def announce(self, link: LocalConnection, names: frozenset[PeerName]) -> None:
         """Tell a neighbour that we have something new of these peers."""
@@ -229,18 +209,20 @@ class Exchange:
             case Records(update):
                 return self._received(decode_update(update))
             case Changes(changes):
-                return self._received([peer for each in changes if (peer := apply_change(self._topology, each))])
+                return self._received(self._changed(link, changes))
         return []
 
-    def _compare_digests(self, link: LocalConnection, theirs: Mapping[str, bytes], now: Now) -> None:
-        wanted = [name for name in sorted(theirs) if name != TOPOLOGY_CHANNEL and theirs[name] != self.digest(name)]
-        for channel in wanted:
-            self._tell_state(link, channel, now)
-        if wanted:
-            self._answer(link, StateWanted(wanted), now)
+    def _compare_digests(self, link: LocalConnection, theirs: Mapping[str, bytes | None], now: Now) -> None:
+        # Topology first, as the others speak of its peers.
         if theirs.get(TOPOLOGY_CHANNEL, self._digester.whole()) != self._digester.whole():
             count = bucket_count(len(self._topology))
             self._answer(link, Buckets(b"".join(self._digester.hashes(count))), now)
+        others = [name for name in sorted(theirs) if name != TOPOLOGY_CHANNEL]
+        wanted = [name for name in others if theirs[name] is None or theirs[name] != self.digest(name)]
+        if wanted:
+            self._answer(link, StateWanted(wanted), now)
+        for channel in wanted:
+            self._tell_state(link, channel, now)
 
     def _compare_buckets(self, link: LocalConnection, theirs: Sequence[bytes], now: Now) -> None:
         count = len(theirs)
@@ -296,57 +278,51 @@ class Exchange:
         if allowed:
             link.queue(_RECORDS, RecordsData(self, allowed))
 
-    def _tell_state(self, link: LocalConnection, channel: str, now: Now | None = None) -> None:
-        """Tell all of a channel; to a remote that has asked (there is a time), as far as its allowance goes."""
+    def _tell_state(self, link: LocalConnection, channel: str, now: Now) -> None:
         source = self._channels.get(channel)
         data = None if source is None else source.complete()
-        if data is None or (now is not None and not link.allowance.take(_size_bytes(data), now)):
-            return
-        link.queue(Slot(GossipKind.NEIGHBOUR, channel, UNKNOWN_PEER), data)
+        if data is not None and link.allowance.take(_size_bytes(data), now):
+            link.queue(Slot(GossipKind.NEIGHBOUR, channel, UNKNOWN_PEER), data)
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
     def _want(self, link: LocalConnection, versions: Sequence[Version], now: Now) -> None:
-        ask: set[PeerName] = set()
-        for version in versions:
-            name = PeerName(version.name)
-            asked = self._asked.get(name)
-            if asked is not None and (asked.number, asked.uid) >= (version.number, version.uid):
-                if link.number not in asked.others and len(asked.others) < ALTERNATIVES_MAX:
-                    asked.others.append(link.number)
-            elif asked is not None or len(self._asked) < ASKED_MAX:
-                self._ask(name, _Asked(version.number, version.uid, 0.0, []), now)
-                ask.add(name)
-        if ask:
-            link.queue(_WANTED, WantedData(self, frozenset(ask)))
+        names = [PeerName(each.name) for each in versions if self._asking.announced(each, link.number, now)]
+        if names:
+            link.queue(_WANTED, WantedData(self, frozenset(names)))
 
-    def _ask(self, name: PeerName, asked: _Asked, now: Now) -> None:
-        self._asked.pop(name, None)
-        asked.due_s = now.monotonic_s + ANSWER_TIMEOUT_S
-        self._asked[name] = asked
+    def _changed(self, link: LocalConnection, changes: Sequence[RecordChange]) -> list[Peer]:
+        """Return changed records. Where our record is not the base any more, ask again, for what is new to that."""
+        peers: list[Peer] = []
+        again: set[PeerName] = set()
+        for change in changes:
+            peer = apply_change(self._topology, change)
+            if peer is not None:
+                peers.append(peer)
+            elif self._topology.is_news(PeerName(change.name), change.uid, change.number, has_short_id=False):
+                again.add(PeerName(change.name))
+        if again:
+            link.queue(_WANTED, WantedData(self, frozenset(again)))
+        return peers
 
     def _received(self, peers: list[Peer]) -> list[Peer]:
         for peer in peers:
-            asked = self._asked.get(peer.name)
-            if asked is not None and (peer.version, peer.uid) >= (asked.number, asked.uid):
-                del self._asked[peer.name]
+            self._asking.received(peer)
         return peers
 
     def next_deadline(self) -> float | None:
         """When `handle_timer` has something to do, in monotonic seconds."""
-        return next((asked.due_s for asked in self._asked.values()), None)
+        return self._asking.next_deadline()
 
     def handle_timer(self, now: Now) -> None:
         """Ask others for what has not come."""
-        late = [(name, asked) for name, asked in self._asked.items() if asked.due_s <= now.monotonic_s]
-        for name, asked in late:
-            del self._asked[name]
-            still_wanted = self._topology.is_news(name, asked.uid, asked.number, has_short_id=False)
-            while still_wanted and asked.others:
-                link = self._links.get(asked.others.pop(0))
+        for late in self._asking.take_late(now):
+            others = late.others
+            while others and self._is_better(late.version):
+                link = self._links.get(others.pop(0))
                 if link is not None and link.added:
-                    self._ask(name, asked, now)
-                    link.queue(_WANTED, WantedData(self, frozenset((name,))))
+                    self._asking.ask(late.version, link.number, others, now)
+                    link.queue(_WANTED, WantedData(self, frozenset((PeerName(late.version.name),))))
                     break
 
 

@@ -24,8 +24,8 @@ from weavenet.mesh.gossip import GossipData, Pending, Slot
 from weavenet.mesh.keyring import Password
 from weavenet.mesh.session import OverlayKeys
 
-# What a remote can make us send by asking. A mesh of a thousand peers has a megabyte of state, which may be asked for once
-# in a while; whoever asks all the time gets it at the speed of the second.
+# What a remote can make us send by asking. A mesh of a thousand peers has a megabyte of state, which may be asked for
+# once in a while; whoever asks all the time gets it at the speed of the second.
 ALLOWANCE_BYTES_MAX = 8 << 20
 ALLOWANCE_BYTES_PER_S = 128 << 10
 

@@ -385,9 +385,8 @@ class _IpamSource:
         return _IpamState(self._node)
 
     def digest(self) -> bytes | None:
-        # Elections are short, and everybody's word in them matters: there is no hash, so they are told.
         assert self._node.ipam is not None
-        return self._node.ipam.ring.digest()
+        return self._node.ipam.digest()
 
 
 class _IpamState(msgspec.Struct, frozen=True):
