@@ -4,6 +4,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -80,6 +81,9 @@ class Source:
 
     def complete(self) -> GossipData | None:
         return self.data
+
+    def digest(self) -> bytes | None:
+        return None if self.data is None else blake2b(self.data.encode()[0], digest_size=8).digest()
 
 
 @dataclass
@@ -232,13 +236,20 @@ class Stranger:
     here = Endpoint.parse("10.9.9.9:50000")
 
     def __init__(
-        self, world: World, host: Host, name: PeerName = E, *, uid: int = 99, password: bytes | None = None
+        self,
+        world: World,
+        host: Host,
+        name: PeerName = E,
+        *,
+        uid: int = 99,
+        password: bytes | None = None,
+        compact: bool = False,
     ) -> None:
         self.world, self.host = world, host
         self._inbox: list[Message] = []
         self.connection = Connection(
             LocalPeer(name, PeerUID(uid), "stranger"),
-            ConnectionOptions(None if password is None else Keyring.of(password)),
+            ConnectionOptions(None if password is None else Keyring.of(password), compact=compact),
             outbound=True,
             short_id=ShortID(77),
             trusted=False,

@@ -147,7 +147,9 @@ def test_two_ends_introduce_themselves(
         trusted=version == 2,
         overlays=("fastdp", "sleeve") if version == 2 else None,
         moves=version == 2 and password is not None,
+        compact=version == 2,
     )
+    assert a.introduced.compact is b.introduced.compact is (version == 2)
     assert a.introduced.features.trusted is False
 
 

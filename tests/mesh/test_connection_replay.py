@@ -58,7 +58,7 @@ def stand_in(
     ring = None if password is None else Keyring.of(*beside, password)
     return Connection(
         LocalPeer(parse_peer_name(features["Name"]), PeerUID(int(features["UID"])), features["NickName"]),
-        ConnectionOptions(ring, *versions, overlays=features["Overlays"], can_move=False),
+        ConnectionOptions(ring, *versions, overlays=features["Overlays"], can_move=False, compact=False),
         outbound=outbound,
         short_id=ShortID(int(features["ShortID"])),
         trusted=features["Trusted"] == "true",

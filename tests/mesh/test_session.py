@@ -48,7 +48,7 @@ class End:
     def __init__(self, keys: str, *, outbound: bool, version: int = 2, weave: bool = False, guess: str = "") -> None:
         self.now_s = 0.0
         peer = LocalPeer(PeerName(0x7A00_0000_0001 + outbound), PeerUID(1 + outbound), "")
-        options = ConnectionOptions(ring(keys), max_version=version, can_move=not weave)
+        options = ConnectionOptions(ring(keys), max_version=version, can_move=not weave, compact=not weave)
         self.connection = Connection(
             peer,
             options,

@@ -20,6 +20,7 @@ containers that die, is not here: Kubernetes says so itself.
 """
 
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 
 import msgspec
 
@@ -46,7 +47,7 @@ from weavenet.ipam.modes import InitMode, Seed
 from weavenet.ipam.paxos import NodeID
 from weavenet.ipam.requests import Allocate, Claim, Prime
 from weavenet.ipam.restore import KEY_ELECTION, KEY_PEER_NAME, KEY_RING, StoredState, restore
-from weavenet.ipam.ring import Ring, RingState, normalise_peers
+from weavenet.ipam.ring import DIGEST_BYTES, Ring, RingState, normalise_peers
 from weavenet.ipam.status import IpamStatus, Phase, RangeStatus
 
 __all__ = ["CHANNEL", "Allocator", "IpamConfig", "PeerDirectory", "StoredState"]
@@ -231,6 +232,18 @@ class Allocator:
     def encode_state(self, wall_s: float) -> bytes:
         """Return what other peers are told, at this moment."""
         return wire.encode_state(self._state(wall_s))
+
+    def digest(self) -> bytes | None:
+        """Return a hash of what other peers are told, equal where they have nothing to learn of each other.
+
+        None while there is no ring: elections are short, and everybody's word in them matters. Of nicknames only those
+        of owners are kept for good, and it matters whether there is one; what it is, is settled by who tells it last.
+        """
+        ring = self.ring.digest()
+        if ring is None:
+            return None
+        named = sorted({entry.peer for entry in self.ring.entries} & self._books.nicknames.keys())
+        return blake2b(repr((ring, named)).encode(), digest_size=DIGEST_BYTES).digest()
 
     def status(self) -> IpamStatus:
         """Describe all of it."""

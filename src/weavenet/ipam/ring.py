@@ -19,6 +19,7 @@ is Weave's (ipam/ring), the defences at the end of `Ring.merge` are ours.
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
 from itertools import pairwise
 
 import msgspec
@@ -36,6 +37,8 @@ TRANSFER_VERSION_JUMP = 100
 RECEIVED_VERSION_MAX = 1 << 31
 # 5,000 peers with two dozen ranges each; a ring costs memory and time at every merge.
 ENTRIES_MAX = 1 << 17
+# Of the hash that peers compare before they tell (docs/protocol/compact-gossip.md).
+DIGEST_BYTES = 8
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -88,6 +91,7 @@ class Ring:
         self._tokens: list[Address] = []
         self._revision = 0
         self._owned: list[Range] | None = None
+        self._digest = -1, b""  # and the revision that it was made of
 
     def restore(self, state: RingState) -> None:
         """Take up a stored ring of the same universe. Raises RingError if it is not one."""
@@ -111,6 +115,17 @@ class Ring:
     def revision(self) -> int:
         """A number that grows with every change, however small: what was stored at this number is still right."""
         return self._revision
+
+    def digest(self) -> bytes | None:
+        """Return a hash that is equal wherever merging would change nothing; None while there is no ring.
+
+        Between entries that have equal versions and name the same peer, merging does not care about the free addresses.
+        """
+        if self._entries and self._digest[0] != self._revision:
+            numbers = [(each.token, each.peer, each.version) for each in self._entries]
+            text = repr((self.universe.start, self.universe.end, numbers, self.seeds)).encode()
+            self._digest = self._revision, blake2b(text, digest_size=DIGEST_BYTES).digest()
+        return self._digest[1] if self._entries else None
 
     def state(self) -> RingState:
         """Return the ring as it travels."""

@@ -11,6 +11,7 @@ from weavenet.errors import HandshakeError, NameCollisionError, RemoteError, Sel
 from weavenet.identity import UNKNOWN_PEER, format_peer_name
 from weavenet.mesh.connection import Introduced
 from weavenet.mesh.connector import Connector
+from weavenet.mesh.exchange import Exchange
 from weavenet.mesh.gossip import TOPOLOGY_CHANNEL
 from weavenet.mesh.guesses import Guesses
 from weavenet.mesh.local import LocalConnection, LocalConnections
@@ -34,6 +35,7 @@ class Admission:
         links: LocalConnections,
         connector: Connector,
         guesses: Guesses,
+        exchange: Exchange,
         relay: Relay,
         upkeep: Upkeep,
         out: list[Output],
@@ -45,6 +47,7 @@ class Admission:
         self._links = links
         self._connector = connector
         self._guesses = guesses
+        self._exchange = exchange
         self._relay = relay
         self._upkeep = upkeep
         self._out = out
@@ -57,6 +60,7 @@ class Admission:
     def admit(self, link: LocalConnection, introduced: Introduced, now: Now) -> bool:
         """Add a connection whose remote has introduced itself, or end it. Say whether it was added."""
         link.uid = introduced.uid
+        link.compact = introduced.compact
         both_trust = link.trusted and introduced.features.trusted
         key = introduced.session_key
         link.overlay_keys = None if both_trust or key is None else OverlayKeys(key, (key,))
@@ -139,7 +143,11 @@ class Admission:
                 sleeve_formats=remote.sleeve_formats,
             )
         )
-        if restarted or is_new:
+        if link.compact:
+            # Cheap enough to be done always, and it goes both ways, so that one end's asking is enough.
+            if link.outbound:
+                self._exchange.compare(link)
+        elif restarted or is_new:
             for channel, data in self._upkeep.complete_state():
                 self._relay.tell(link, channel, data)
 

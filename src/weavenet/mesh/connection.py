@@ -36,6 +36,8 @@ from weavenet.mesh.crypto import KEY_BYTES, SEAL_BYTES, KeyPair, shared_key
 from weavenet.mesh.keyring import Keyring, Password
 from weavenet.mesh.session import OverlayKeys, Session
 from weavenet.mesh.wire import (
+    COMPACT,
+    COMPACT_VERSION,
     FEATURES,
     HEADER_BYTES,
     HEARTBEAT_MESSAGE,
@@ -92,6 +94,7 @@ class ConnectionOptions(msgspec.Struct, frozen=True):
     overlays: str = "fastdp"
     sleeve_formats: str = ""
     can_move: bool = True  # to another password; Weave cannot
+    compact: bool = True  # whether to compare state instead of telling it, where the remote can, too
 
 
 class Introduced(msgspec.Struct, frozen=True):
@@ -101,6 +104,7 @@ class Introduced(msgspec.Struct, frozen=True):
     uid: ConnectionUID
     session_key: bytes | None  # None: no password on either side
     version: int
+    compact: bool = False  # whether state is compared instead of told
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -159,6 +163,8 @@ class Connection:
         )
         if self._ring is not None and options.can_move:
             self._features[REKEY] = REKEY_VERSION
+        if options.compact:
+            self._features[COMPACT] = COMPACT_VERSION
         self._stage = _Stage.HEADER
         self._version = 0
         self._inbox = Inbox()
@@ -434,7 +440,8 @@ class Connection:
         self._moves = self._session is not None and self._options.can_move and remote.moves
         uid = ConnectionUID(self._connection_id ^ remote.connection_id)
         keys = self.overlay_keys()
-        return Introduced(remote, uid, None if keys is None else keys.sealing, self._version)
+        compact = self._options.compact and remote.compact
+        return Introduced(remote, uid, None if keys is None else keys.sealing, self._version, compact)
 
     def _read_message(self, written: bytearray, events: list[Introduced | Message], now: Now) -> bool:
         v1 = self._version == 1

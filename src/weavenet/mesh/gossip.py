@@ -60,6 +60,10 @@ class GossipSource(Protocol):
         """Return all the state there is to tell, or None; sent periodically and down each new connection."""
         ...
 
+    def digest(self) -> bytes | None:
+        """Return a hash of that state, equal wherever there is nothing to tell; None: it must be told to be known."""
+        ...
+
 
 # --- the channels served here -----------------------------------------------------------------------------------------
 
@@ -144,6 +148,8 @@ class Slot(msgspec.Struct, frozen=True):
     kind: GossipKind
     channel: str
     peer: PeerName  # of a broadcast: its origin. Of neighbour gossip: whom it is not for, or the unknown name
+    is_state: bool = False  # all that there is of the channel, to be compared rather than told where both ends can
+    compact: bool = False  # the channel is not one, but a sort of message of exchange.py
 
 
 class Pending:

@@ -15,7 +15,7 @@ from math import inf
 import msgspec
 
 from weavenet.address import Endpoint
-from weavenet.effects import ConnectionNumber, Output, SendTcp
+from weavenet.effects import ConnectionNumber, Now, Output, SendTcp
 from weavenet.errors import ProtocolError
 from weavenet.identity import ConnectionUID, PeerName
 from weavenet.mesh.connection import Connection
@@ -23,6 +23,27 @@ from weavenet.mesh.connector import Connected
 from weavenet.mesh.gossip import GossipData, Pending, Slot
 from weavenet.mesh.keyring import Password
 from weavenet.mesh.session import OverlayKeys
+
+# What a remote can make us send by asking. A mesh of a thousand peers has a megabyte of state, which may be asked for
+# once in a while; whoever asks all the time gets it at the speed of the second.
+ALLOWANCE_BYTES_MAX = 8 << 20
+ALLOWANCE_BYTES_PER_S = 128 << 10
+
+
+class Allowance(msgspec.Struct):
+    """How much we may still send in answers, in bytes: it is used up by sending and grows with time."""
+
+    left: float = ALLOWANCE_BYTES_MAX
+    at_s: float = 0.0
+
+    def take(self, size_bytes: int, now: Now) -> bool:
+        """Use some of it. False: there is not as much left, and nothing was used."""
+        self.left = min(ALLOWANCE_BYTES_MAX, self.left + (now.monotonic_s - self.at_s) * ALLOWANCE_BYTES_PER_S)
+        self.at_s = now.monotonic_s
+        if size_bytes > self.left:
+            return False
+        self.left -= size_bytes
+        return True
 
 
 class ConnectionStatus(msgspec.Struct, frozen=True):
@@ -56,6 +77,8 @@ class LocalConnection(msgspec.Struct, eq=False):
     established: bool = False
     writable: bool = True
     pending: Pending = msgspec.field(default_factory=Pending)
+    compact: bool = False  # both ends can compare state and announce news (exchange.py)
+    allowance: Allowance = msgspec.field(default_factory=Allowance)
     failure: str | None = None  # why it must end, found out where it could not be ended
 
     def send(self, message: bytes, out: list[Output]) -> None:

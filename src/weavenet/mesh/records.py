@@ -206,14 +206,19 @@ def _known_records(data: bytes) -> list[Peer] | None:
     try:
         while position < len(data):
             end = message_end(data, message_end(data, position))
-            read = _decode_record if end - position <= _KEPT_RECORD_BYTES_MAX else _decode_record.__wrapped__
-            peer = read(data[position:end])
+            peer = decode_record(data[position:end])
             if _is_name(peer.name):
                 peers.append(peer)
             position = end
     except CodecError:
         return None  # a mistake, or definitions between the records: whoever reads all of it will tell
     return peers
+
+
+def decode_record(record: bytes) -> Peer:
+    """Read what `encode_record` wrote; equal bytes are likely to be the same object. Raises CodecError."""
+    read = _decode_record if len(record) <= _KEPT_RECORD_BYTES_MAX else _decode_record.__wrapped__
+    return read(record)
 
 
 @lru_cache(maxsize=_KEPT_RECORDS_MAX)

@@ -10,7 +10,8 @@ Source: docs/protocol.md, "Gossip" and "Tables"; Weave's mesh gossip.go, gossip_
 
 from weavenet.effects import Entropy, GossipKind, Level, Note, Output
 from weavenet.identity import UNKNOWN_PEER, PeerName, format_peer_name
-from weavenet.mesh.gossip import GossipData, Pending, Slot, choose_neighbours
+from weavenet.mesh.exchange import Exchange
+from weavenet.mesh.gossip import GossipData, Pending, Slot, TopologyData, choose_neighbours
 from weavenet.mesh.local import LocalConnection, LocalConnections
 from weavenet.mesh.routes import Routes
 from weavenet.mesh.wire import GossipMessage, Tag, build_gossip, build_message
@@ -21,11 +22,14 @@ _TAGS = {GossipKind.NEIGHBOUR: Tag.GOSSIP, GossipKind.BROADCAST: Tag.GOSSIP_BROA
 class Relay:
     """The sending half of gossip."""
 
-    def __init__(self, ourself: PeerName, routes: Routes, links: LocalConnections, entropy: Entropy) -> None:
-        """Send over these connections, along these routes."""
+    def __init__(
+        self, ourself: PeerName, routes: Routes, links: LocalConnections, exchange: Exchange, entropy: Entropy
+    ) -> None:
+        """Send over these connections, along these routes. The exchange is for remotes that know of it."""
         self._ourself = ourself
         self._routes = routes
         self._links = links
+        self._exchange = exchange
         self._entropy = entropy
         self._paused = False
         self._waiting = Pending()
@@ -35,6 +39,10 @@ class Relay:
     def tell_neighbours(self, channel: str, data: GossipData, excluding: PeerName | None = None) -> None:
         """Send data to a random few, none of them the neighbour `excluding`."""
         self._submit(Slot(GossipKind.NEIGHBOUR, channel, excluding or UNKNOWN_PEER), data)
+
+    def tell_state(self, channel: str, data: GossipData) -> None:
+        """Send all that there is of a channel to a random few, or find out whether they have it."""
+        self._submit(Slot(GossipKind.NEIGHBOUR, channel, UNKNOWN_PEER, is_state=True), data)
 
     def broadcast(self, channel: str, data: GossipData, origin: PeerName) -> None:
         """Send data of that origin, or pass them on, to those who hear its broadcasts from us."""
@@ -64,12 +72,19 @@ class Relay:
             hops = list(self._routes.broadcast_all_row(slot.peer))
         else:
             hops = choose_neighbours(self._routes.unicast_all, slot.peer, self._entropy)
-            slot = Slot(slot.kind, slot.channel, UNKNOWN_PEER)
         for hop in hops:
             link = self._links.to(hop)
             # A route may outlive its connection, by the same 100 ms.
-            if link is not None:
+            if link is None:
+                continue
+            if slot.kind is GossipKind.BROADCAST:
                 link.queue(slot, data)
+            elif link.compact and slot.is_state:
+                self._exchange.compare(link, (slot.channel,))
+            elif link.compact and isinstance(data, TopologyData):
+                self._exchange.announce(link, data.names)
+            else:
+                self.tell(link, slot.channel, data)
 
     def flush(self, out: list[Output]) -> None:
         """Encode and send whatever waits in connections that can take it."""
@@ -81,6 +96,9 @@ class Relay:
     def _send(self, link: LocalConnection, slot: Slot, data: GossipData, out: list[Output]) -> None:
         source = slot.peer if slot.kind is GossipKind.BROADCAST else self._ourself
         for message in data.encode():
+            if slot.compact:
+                link.send(build_message(Tag.COMPACT, message), out)
+                continue
             link.send(build_gossip(_TAGS[slot.kind], GossipMessage(slot.channel, source, None, message)), out)
 
     # --- to one peer --------------------------------------------------------------------------------------------------

@@ -29,8 +29,6 @@ from weavenet.effects import (
     ConnectionNumber,
     Dial,
     Entropy,
-    GossipArrived,
-    GossipKind,
     Level,
     Note,
     Now,
@@ -39,18 +37,17 @@ from weavenet.effects import (
     OverlayKeysChanged,
     SendTcp,
 )
-from weavenet.errors import GossipError, HandshakeError, ProtocolError, RemoteError
+from weavenet.errors import HandshakeError, ProtocolError, RemoteError
 from weavenet.identity import SHORT_ID_BITS, PeerName, PeerUID, ShortID
 from weavenet.mesh.admission import Admission
+from weavenet.mesh.arrival import Arrival
 from weavenet.mesh.connection import Connection, ConnectionOptions, Introduced, LocalPeer, Message
 from weavenet.mesh.connector import Attempt, Connector, Target, TargetStatus
+from weavenet.mesh.exchange import Exchange
 from weavenet.mesh.gossip import (
     TOPOLOGY_CHANNEL,
     GossipData,
     GossipSource,
-    SurrogateData,
-    SurrogateMemory,
-    TopologyData,
 )
 from weavenet.mesh.guesses import Guesses
 from weavenet.mesh.keyring import Keyring, KeyStatus
@@ -60,16 +57,10 @@ from weavenet.mesh.relay import Relay
 from weavenet.mesh.routes import Routes
 from weavenet.mesh.topology import Topology
 from weavenet.mesh.upkeep import Upkeep
-from weavenet.mesh.wire import VERSION_MAX, VERSION_MIN, GossipMessage, Tag, build_message, parse_gossip
+from weavenet.mesh.wire import VERSION_MAX, VERSION_MIN, Tag, build_message
 
 # Accepted and not added yet. Strangers can make us hold these, each for no longer than the timeouts of an introduction.
 INTRODUCTIONS_MAX = 1000
-
-_GOSSIP_KINDS = {
-    Tag.GOSSIP: GossipKind.NEIGHBOUR,
-    Tag.GOSSIP_UNICAST: GossipKind.UNICAST,
-    Tag.GOSSIP_BROADCAST: GossipKind.BROADCAST,
-}
 
 
 class MeshConfig(msgspec.Struct, frozen=True):
@@ -87,6 +78,7 @@ class MeshConfig(msgspec.Struct, frozen=True):
     max_version: int = VERSION_MAX
     overlays: str = "fastdp"
     sleeve_formats: str = ""  # beside Weave's
+    compact: bool = True  # compare state with peers that can, too; off: exactly Weave's gossip
     short_id: ShortID | None = None  # what others knew us by before a restart; None: a random one
 
 
@@ -100,11 +92,14 @@ class Mesh:
         self._entropy = entropy
         self._local_peer = LocalPeer(config.name, config.uid, config.nickname)
         self._options = ConnectionOptions(
-            config.keyring, config.min_version, config.max_version, config.overlays, config.sleeve_formats
+            config.keyring,
+            config.min_version,
+            config.max_version,
+            config.overlays,
+            config.sleeve_formats,
+            compact=config.compact,
         )
         self._out: list[Output] = []
-        self._channels = frozenset(channels)
-        self._surrogate = SurrogateMemory()
         self._dialled_count = 0
         short_id = ShortID(entropy.bits(SHORT_ID_BITS)) if config.short_id is None else config.short_id
         self.topology = Topology(Peer(config.name, config.uid, nickname=config.nickname, short_id=short_id), entropy)
@@ -112,7 +107,8 @@ class Mesh:
         self._links = LocalConnections()
         self._connector = Connector(config.name, port=config.port, discovery=config.discovery, entropy=entropy)
         self._guesses = Guesses(config.keyring)
-        self._relay = Relay(config.name, self.routes, self._links, entropy)
+        self._exchange = Exchange(self.topology, self._links, channels, self._out)
+        self._relay = Relay(config.name, self.routes, self._links, self._exchange, entropy)
         self._upkeep = Upkeep(
             topology=self.topology,
             routes=self.routes,
@@ -127,10 +123,20 @@ class Mesh:
             links=self._links,
             connector=self._connector,
             guesses=self._guesses,
+            exchange=self._exchange,
             relay=self._relay,
             upkeep=self._upkeep,
             out=self._out,
             connection_limit=config.connection_limit,
+        )
+        self._arrival = Arrival(
+            ourself=config.name,
+            topology=self.topology,
+            channels=channels,
+            relay=self._relay,
+            exchange=self._exchange,
+            upkeep=self._upkeep,
+            out=self._out,
         )
 
     # --- TCP ----------------------------------------------------------------------------------------------------------
@@ -310,7 +316,7 @@ class Mesh:
 
     def next_deadline(self) -> float | None:
         """When `handle_timer` has something to do, in monotonic seconds."""
-        due = [self._upkeep.next_deadline(), self._connector.next_deadline()]
+        due = [self._upkeep.next_deadline(), self._connector.next_deadline(), self._exchange.next_deadline()]
         due += [link.due_s for link in self._links.all()]
         return min((due_s for due_s in due if due_s is not None), default=None)
 
@@ -328,6 +334,7 @@ class Mesh:
             except RemoteError as error:
                 self._admission.end(link, error, now)
         self._upkeep.handle_timer(now)
+        self._exchange.handle_timer(now)
         return self._finish(now)
 
     # --- views --------------------------------------------------------------------------------------------------------
@@ -422,7 +429,9 @@ class Mesh:
             case Tag.HEARTBEAT:
                 pass
             case Tag.GOSSIP | Tag.GOSSIP_UNICAST | Tag.GOSSIP_BROADCAST as tag:
-                self._gossip(link, Tag(tag), message.payload, now)
+                self._arrival.gossip(link, Tag(tag), message.payload, now)
+            case Tag.COMPACT if link.compact:
+                self._arrival.compact(link, message.payload, now)
             case Tag.OVERLAY_CONTROL:
                 self._out.append(OverlayControlArrived(link.number, message.payload))
             case Tag.CONNECTION_ESTABLISHED | Tag.FRAGMENTATION_RECEIVED | Tag.PMTU_VERIFIED as tag:
@@ -430,39 +439,6 @@ class Mesh:
                 self._out.append(OverlayControlArrived(link.number, payload, bare=True))
             case tag:
                 self._admission.note(link, f"ignored a message with tag {tag}", Level.DEBUG)
-
-    def _gossip(self, link: LocalConnection, tag: Tag, payload: bytes, now: Now) -> None:
-        gossip = parse_gossip(tag, payload)
-        kind = _GOSSIP_KINDS[tag]
-        if gossip.destination not in {None, self.local_name}:
-            assert gossip.destination is not None
-            self._relay.pass_on(gossip.destination, payload, self._out)
-        elif gossip.channel == TOPOLOGY_CHANNEL:
-            self._topology_gossip(kind, gossip, now)
-        elif gossip.channel in self._channels:
-            self._out.append(GossipArrived(link.number, gossip.channel, kind, gossip.source, gossip.data))
-        else:
-            self._foreign_gossip(kind, gossip, now)
-
-    def _topology_gossip(self, kind: GossipKind, gossip: GossipMessage, now: Now) -> None:
-        if kind is GossipKind.UNICAST:
-            raise GossipError(f"unexpected topology gossip unicast: {len(gossip.data)} bytes")
-        change = self.topology.merge(gossip.data)
-        self._upkeep.apply(change, now)
-        self._upkeep.collect_soon(now)
-        if kind is GossipKind.BROADCAST and change.mentioned:
-            data = TopologyData(self.topology, frozenset(change.mentioned))
-            self._relay.broadcast(TOPOLOGY_CHANNEL, data, gossip.source)
-        if kind is GossipKind.NEIGHBOUR and change.improved:
-            data = TopologyData(self.topology, frozenset(change.improved))
-            self._relay.tell_neighbours(TOPOLOGY_CHANNEL, data, gossip.source)
-
-    def _foreign_gossip(self, kind: GossipKind, gossip: GossipMessage, now: Now) -> None:
-        data = SurrogateData((gossip.data,))
-        if kind is GossipKind.BROADCAST:
-            self._relay.broadcast(gossip.channel, data, gossip.source)
-        if kind is GossipKind.NEIGHBOUR and self._surrogate.is_news(gossip.channel, gossip.data, now):
-            self._relay.tell_neighbours(gossip.channel, data, gossip.source)
 
     # --- how every input ends -----------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ A mapping from name to record is all that others see of it (routes.py takes it f
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 import msgspec
@@ -35,6 +35,9 @@ __all__ = ["CONNECTIONS_MAX", "PEERS_MAX", "Change", "Peer", "PeerConnection", "
 # connection limit is 200, so these leave room for meshes larger than any that can work.
 PEERS_MAX = 20_000
 CONNECTIONS_MAX = 1 << 21
+# Kept of each peer beside the present one: whoever has one of these can be told what has changed since. Records that
+# follow each other within the second for which news wait share almost all, and a mesh hears of most of them.
+FORMER_RECORDS = 4
 
 _VERSION_MASK = 0xFFFF_FFFF_FFFF_FFFF
 
@@ -61,6 +64,7 @@ class Topology(Mapping[PeerName, Peer]):
         self._references: dict[PeerName, int] = {}
         self._connections_count = 0
         self._generation = 0
+        self._former: dict[PeerName, tuple[Peer, ...]] = {}
         self._encoded = _Encoded(-1, frozenset(), [])
         self.short_ids = ShortIDs()
         self._marks = _Marks()
@@ -75,6 +79,15 @@ class Topology(Mapping[PeerName, Peer]):
 
     def __len__(self) -> int:
         return len(self._peers)
+
+    @property
+    def generation(self) -> int:
+        """A number that grows with every change of any record."""
+        return self._generation
+
+    def former(self, name: PeerName) -> Sequence[Peer]:
+        """Return a few earlier records of a peer, of the same life as the present one."""
+        return self._former.get(name, ())
 
     @property
     def ourself(self) -> Peer:
@@ -143,7 +156,10 @@ class Topology(Mapping[PeerName, Peer]):
 
     def merge(self, data: bytes) -> Change:
         """Take in an update, all of it or nothing. Raises GossipError or CodecError, and then nothing changed."""
-        summaries = decode_update(data)
+        return self.merge_records(decode_update(data))
+
+    def merge_records(self, summaries: Sequence[Peer]) -> Change:
+        """Take in records, all or none. Raises GossipError, and then nothing changed."""
         # What is already here, as the same object, is no news: most of what a mesh at rest tells.
         others = [summary for summary in summaries if self._peers.get(summary.name) is not summary]
         fresh: dict[PeerName, Peer] = {}
@@ -163,16 +179,16 @@ class Topology(Mapping[PeerName, Peer]):
         mentioned = {summary.name for summary in summaries}
         return replace(change, mentioned=tuple(sorted(mentioned)), improved=tuple(sorted(improved)))
 
-    def _is_news(self, summary: Peer) -> bool:
-        """Say whether a record is better than the one we have; never, about ourself."""
-        known = self._peers.get(summary.name)
+    def is_news(self, name: PeerName, uid: int, version: int, *, has_short_id: bool) -> bool:
+        """Say whether a record is better than the one we have; about ourself, whether we must outlive it."""
+        known = self._peers.get(name)
         if known is None:
             return True
-        if summary.name == self._us:
-            return False
-        if (summary.version, summary.uid) != (known.version, known.uid):
-            return (summary.version, summary.uid) > (known.version, known.uid)
-        return known.short_id is None and summary.short_id is not None
+        if name == self._us:
+            return uid != known.uid and version >= known.version
+        if (version, uid) != (known.version, known.uid):
+            return (version, uid) > (known.version, known.uid)
+        return known.short_id is None and has_short_id
 
     def _accept(self, summary: Peer, fresh: Mapping[PeerName, Peer]) -> bool:
         if summary.name == self._us:
@@ -180,7 +196,8 @@ class Topology(Mapping[PeerName, Peer]):
             return False
         if fresh.get(summary.name) is summary:
             return True
-        if not self._is_news(summary):
+        has_short_id = summary.short_id is not None
+        if not self.is_news(summary.name, summary.uid, summary.version, has_short_id=has_short_id):
             return False
         self._put(summary)
         return True
@@ -232,6 +249,10 @@ class Topology(Mapping[PeerName, Peer]):
         if peer.short_id != before:
             self._unindex(before, peer.name)
             self._index(peer.short_id, peer.name)
+        if known is not None and known.uid == peer.uid and known.nickname == peer.nickname:
+            self._former[peer.name] = (*self._former.get(peer.name, ())[1 - FORMER_RECORDS :], known)
+        else:
+            self._former.pop(peer.name, None)
         self._peers[peer.name] = peer
         self._generation += 1
         self._connections_count += len(peer.connections) - (0 if known is None else len(known.connections))
@@ -239,6 +260,7 @@ class Topology(Mapping[PeerName, Peer]):
     def _drop(self, peer: Peer) -> None:
         self._unindex(peer.short_id, peer.name)
         del self._peers[peer.name]
+        self._former.pop(peer.name, None)
         self._generation += 1
         self._connections_count -= len(peer.connections)
 

@@ -130,4 +130,4 @@ class Upkeep:
             # From now, not from when it was due: after a long stop there is no point in catching up.
             self._gossip_due_s = now.monotonic_s + GOSSIP_INTERVAL_S
             for channel, data in self.complete_state():
-                self._relay.tell_neighbours(channel, data)
+                self._relay.tell_state(channel, data)

@@ -36,6 +36,8 @@ PUBLIC_KEY_V1 = "PublicKey"
 REKEY, REKEY_VERSION = "Rekey", "1"
 # Ours, too: formats of sleeve's datagrams that the sender understands, beside Weave's.
 SLEEVE_FORMATS = "SleeveFormats"
+# Ours: the sender can compare state instead of telling it (exchange.py).
+COMPACT, COMPACT_VERSION = "WeavenetGossip", "1"
 _FLAVOUR = "mac"
 _REQUIRED = ("PeerNameFlavour", "Name", "NickName", "UID", "ConnID")
 _TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
@@ -98,6 +100,7 @@ class RemoteFeatures(msgspec.Struct, frozen=True):
     overlays: tuple[str, ...] | None  # in its order of preference
     sleeve_formats: tuple[str, ...] = ()  # ours: those beside Weave's that it understands
     moves: bool = False  # whether it can move to another password (session.py)
+    compact: bool = False  # whether it can compare state (exchange.py)
 
 
 def build_features(local: LocalFeatures) -> dict[str, str]:
@@ -145,6 +148,7 @@ def parse_features(features: Mapping[str, str]) -> RemoteFeatures:
         overlays=None if overlays is None else tuple(overlays.split(" ")),
         sleeve_formats=tuple(features.get(SLEEVE_FORMATS, "").split()),
         moves=features.get(REKEY) == REKEY_VERSION,
+        compact=features.get(COMPACT) == COMPACT_VERSION,
     )
 
 
@@ -253,6 +257,8 @@ class Tag(IntEnum):
     OVERLAY_CONTROL = 7
     # Ours, and only between peers that both sent the feature Rekey: see session.py.
     REKEY = 0x77
+    # Ours, and only between peers that both sent the feature WeavenetGossip: see compact.py.
+    COMPACT = 0x78
 
 
 HEARTBEAT_MESSAGE = bytes([Tag.HEARTBEAT])

@@ -387,6 +387,10 @@ class _IpamSource:
     def complete(self) -> GossipData | None:
         return _IpamState(self._node)
 
+    def digest(self) -> bytes | None:
+        assert self._node.ipam is not None
+        return self._node.ipam.digest()
+
 
 class _IpamState(msgspec.Struct, frozen=True):
     """IPAM's gossip is always all of its latest state, so pending data merge by doing nothing."""

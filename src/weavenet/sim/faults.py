@@ -49,12 +49,15 @@ class Plan(msgspec.Struct, frozen=True):
     clock_error_s: float  # up to this much, either way, per host
     conduct: Conduct
     misdeed_s: float  # when a hasty or rash operator acts
+    # And this again after those, and apart.
+    compact_share: float  # of hosts that have compact gossip; the others gossip as Weave's peers do
 
 
 def draw_plan(seed: int, hosts: int) -> Plan:
     """Draw a run. Half of the runs are calm in any one respect, so that the others show by themselves."""
     rng = random.Random(f"plan {seed}")  # noqa: S311 - replayable is the point
     later = random.Random(f"later {seed}")  # noqa: S311 - the same
+    last = random.Random(f"last {seed}")  # noqa: S311 - the same
     names = tuple(PeerName(FIRST_NAME + index + 1) for index in range(hosts))
     mode: InitMode = Seed(names) if rng.random() < 0.25 else Consensus(hosts)
     return Plan(
@@ -77,6 +80,7 @@ def draw_plan(seed: int, hosts: int) -> Plan:
         clock_error_s=later.choice([0.0, 0.5, 86_400.0]),
         conduct=draw_conduct(later),
         misdeed_s=later.uniform(SAFETY_S / 4, SAFETY_S * 3 / 4),
+        compact_share=last.choice([1.0, 1.0, 0.5, 0.0]),
     )
 
 
@@ -97,6 +101,7 @@ class Run:
         self.plan = draw_plan(seed, hosts)
         self.world = World(seed, self.plan.universe, self.plan.mode)
         self._later = random.Random(f"run {seed}")  # noqa: S311 - replayable is the point
+        self._last = random.Random(f"last run {seed}")  # noqa: S311 - the same
         self._next_ident = 1
         self._retired: list[PeerName] = []
         self._misdeed_is_due = not self.plan.conduct.is_right
@@ -142,6 +147,7 @@ class Run:
         for index in range(1, self.plan.hosts + 1):
             known = (host_address(world.rng.randint(1, index - 1)),) if index > 1 else ()
             host = world.add_host(host_address(index), PeerName(FIRST_NAME + index), known)
+            host.compact = self._last.random() < self.plan.compact_share
             host.clock_error_s = self._later.uniform(-1.0, 1.0) * self.plan.clock_error_s
             world.after(world.rng.random() * 2.0, partial(self._boot, host))
 

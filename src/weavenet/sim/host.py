@@ -70,6 +70,7 @@ class Host:
         self.disk = Disk()
         self.node: Node | None = None
         self.clock_error_s = 0.0
+        self.compact = True  # whether it has compact gossip, as Weave's peers do not
         self.life = 0  # counts starts, so that what was meant for a former process is dropped
         self.effects_until_crash: int | None = None
         self.pipes: dict[ConnectionNumber, Pipe] = {}

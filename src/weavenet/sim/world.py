@@ -145,6 +145,7 @@ class World:
                 keyring=decode_keyring(host.disk.load().values.get(KEY_KEYRING, b"")) or self._keyring,
                 trusted_subnets=self._trusted_subnets,
                 overlays=self._overlays,
+                compact=host.compact,
             ),
             ipam=IpamConfig(
                 name=host.name,
