@@ -30,7 +30,7 @@ FUZZ_SECONDS ?= 20
 LENT = $(if $(wildcard $(2)),--secret id=$(1)$(comma)src=$(2))
 comma := ,
 
-.PHONY: help setup artifacts pins image demo lab lab-down fmt lint unit sim fuzz kernel bench check test clean
+.PHONY: help setup artifacts pins image demo lab lab-down fmt lint unit sim fuzz kernel bench scale check test clean
 
 help: ## this list
 	awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -122,6 +122,9 @@ else
 	echo 'kernel: skipped: the tests in network namespaces need root'
 	$(BIN)/pytest -q -m 'not kernel'
 endif
+
+scale: setup ## meshes of up to 1,000 nodes in virtual time, two hours; writes a section of docs/benchmarks.md
+	$(BIN)/python -m weavenet.sim.scale --into docs/benchmarks.md
 
 clean: ## remove what was built (not the virtual environment)
 	rm -rf build dist

@@ -255,9 +255,10 @@ class OverlayKeysChanged:
 
 
 class PeersRemoved(msgspec.Struct, frozen=True):
-    """Mesh: these peers can no longer be reached in any way and were forgotten."""
+    """Mesh: these peers can no longer be reached in any way and were forgotten, with what each was called."""
 
     names: tuple[PeerName, ...]
+    nicknames: tuple[str, ...]
 
 
 class RoutesChanged(msgspec.Struct, frozen=True):

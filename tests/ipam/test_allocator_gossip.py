@@ -194,7 +194,7 @@ def refuse(host: Host, state: wire.GossipState, source: PeerName = P2) -> str:
         host.hear(state, source=source)
     assert host.snapshot() == before
     # What a refused message left half done would come out with the next action.
-    assert host.allocator.peers_removed((), host.now) == []
+    assert host.allocator.peers_removed((), (), host.now) == []
     return str(raised.value)
 
 
@@ -276,7 +276,7 @@ def test_unknown_and_empty_unicasts_are_ignored(make_host: MakeHost) -> None:
 def test_nicknames_are_learnt_and_forgotten_but_never_ours(make_host: MakeHost) -> None:
     host = make_host()
     host.hear(wire.GossipState(0, {P1: "liar", P2: "zwei", P3: "drei"}, None, host.allocator.ring.state()))
-    host.store(host.allocator.peers_removed((P1, P2, P3), host.now))
+    host.store(host.allocator.peers_removed((P1, P2, P3), ("", "", ""), host.now))
     told = wire.decode_state(host.allocator.encode_state(0.0)).nicknames
     assert told == {P1: "host1", P2: "zwei"}, "the ring mentions host 2"
 

@@ -128,7 +128,9 @@ ROUTES = [
     pytest.param(ADDED, "overlays.connection_added()", id="an added connection, to the overlays"),
     pytest.param(ConnectionGone(CONNECTION, OTHER), "overlays.connection_gone()", id="a connection that is gone, too"),
     pytest.param(OverlayControlArrived(CONNECTION, b"x"), "overlays.control_arrived()", id="overlay control, too"),
-    pytest.param(PeersRemoved((OTHER,)), f"ipam.peers_removed({(OTHER,)})", id="removed peers, to IPAM"),
+    pytest.param(
+        PeersRemoved((OTHER,), ("b",)), f"ipam.peers_removed({(OTHER,)}, ('b',))", id="removed peers, to IPAM"
+    ),
     pytest.param(
         OverlayEstablished(CONNECTION), "mesh.overlay_established(2)", id="an overlay that works, to the mesh"
     ),
@@ -161,7 +163,7 @@ def test_what_a_signal_causes_takes_its_place_in_the_order() -> None:
     scripted.ipam.script["peers_removed"] = [[sent("b"), SendUnicast(IPAM_CHANNEL, OTHER, b""), sent("d")]]
     scripted.mesh.script["send_unicast"] = [[sent("c")]]
 
-    assert scripted.settle(sent("a"), PeersRemoved((OTHER,)), sent("e")) == [sent(letter) for letter in "abcde"]
+    assert scripted.settle(sent("a"), PeersRemoved((OTHER,), ("b",)), sent("e")) == [sent(letter) for letter in "abcde"]
 
 
 def test_what_must_be_stored_stays_before_what_tells_of_it() -> None:

@@ -236,13 +236,14 @@ class Allocator:
     def digest(self) -> bytes | None:
         """Return a hash of what other peers are told, equal where they have nothing to learn of each other.
 
-        None while there is no ring: elections are short, and everybody's word in them matters. Of nicknames only those
-        of owners are kept for good, and it matters whether there is one; what it is, is settled by who tells it last.
+        None while there is no ring: elections are short, and everybody's word in them matters. Of nicknames, those of
+        owners matter that are gone, and whether there is one; the mesh tells those of the others.
         """
         ring = self.ring.digest()
         if ring is None:
             return None
-        named = sorted({entry.peer for entry in self.ring.entries} & self._books.nicknames.keys())
+        owners = {entry.peer for entry in self.ring.entries} & self._books.nicknames.keys()
+        named = sorted(owner for owner in owners if not self._books.directory.is_known(owner))
         return blake2b(repr((ring, named)).encode(), digest_size=DIGEST_BYTES).digest()
 
     def status(self) -> IpamStatus:
@@ -291,10 +292,12 @@ class Allocator:
                 self._outbox.note(Level.DEBUG, f"Ignoring an IP allocation message of unknown type from {who}")
         return self._finish(now)
 
-    def peers_removed(self, names: Sequence[PeerName], now: Now) -> list[Output]:
-        """Forget the nicknames of peers that are gone; what they own stays theirs."""
-        for name in names:
+    def peers_removed(self, names: Sequence[PeerName], nicknames: Sequence[str], now: Now) -> list[Output]:
+        """Forget the nicknames of peers that are gone, but for owners: what they own stays theirs."""
+        for name, nickname in zip(names, nicknames, strict=True):
             self._books.forget_nickname(name)
+            if self.ring.mentions(name) and nickname:
+                self._books.nicknames.setdefault(name, nickname)
         return self._finish(now)
 
     def next_deadline(self) -> float | None:
@@ -363,7 +366,7 @@ class Allocator:
         has_ring = not self.ring.is_empty
         return wire.GossipState(
             now_s=int(wall_s),
-            nicknames={peer: self._books.nicknames[peer] for peer in sorted(self._books.nicknames)},
+            nicknames=self._books.told_nicknames(),
             paxos=None if has_ring else self._election.claims(),
             ring=self.ring.state() if has_ring else None,
         )

@@ -135,6 +135,12 @@ class Books(msgspec.Struct):
             if peer != self.name and peer not in owners and not self.directory.is_known(peer):
                 del self.nicknames[peer]
 
+    def told_nicknames(self) -> dict[PeerName, str]:
+        """Return what others are told: what we have heard, and, of owners we have not heard of, what the mesh says."""
+        owners = {entry.peer for entry in self.ring.entries} - self.nicknames.keys()
+        known = {peer: nickname for peer in owners if (nickname := self.directory.nickname(peer))}
+        return dict(sorted((self.nicknames | known).items()))
+
     def nickname(self, peer: PeerName) -> str:
         """Return what a peer calls itself, as far as IPAM or the mesh have heard; else nothing."""
         return self.nicknames.get(peer) or self.directory.nickname(peer) or ""

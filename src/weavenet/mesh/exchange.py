@@ -48,7 +48,7 @@ from weavenet.mesh.compact import (
 )
 from weavenet.mesh.digests import Digester, bucket_count, split_hashes
 from weavenet.mesh.gossip import TOPOLOGY_CHANNEL, GossipData, GossipSource, Slot
-from weavenet.mesh.local import LocalConnection, LocalConnections
+from weavenet.mesh.local import Allowance, LocalConnection, LocalConnections
 from weavenet.mesh.records import Peer, decode_update, encode_record, join_records
 from weavenet.mesh.topology import Topology
 from weavenet.mesh.wire import Tag, build_message
@@ -120,6 +120,24 @@ class RecordsData(msgspec.Struct, frozen=True):
     def encode(self) -> list[bytes]:
         """Return changes, and whole records where there is no telling what has changed."""
         return self.exchange.tell(self.bases)
+
+
+class StateData(msgspec.Struct, frozen=True):
+    """All of a channel is to be told to somebody who has asked for it."""
+
+    data: GossipData
+    allowance: Allowance
+
+    def merge(self, newer: GossipData) -> "StateData":
+        """Tell it once, as it is then."""
+        assert isinstance(newer, StateData)
+        return newer
+
+    def encode(self) -> list[bytes]:
+        """Return it, on account."""
+        messages = self.data.encode()
+        self.allowance.left -= sum(len(message) for message in messages)
+        return messages
 
 
 def compact_slot(channel: str) -> Slot:
@@ -281,8 +299,10 @@ class Exchange:
     def _tell_state(self, link: LocalConnection, channel: str, now: Now) -> None:
         source = self._channels.get(channel)
         data = None if source is None else source.complete()
-        if data is not None and link.allowance.take(_size_bytes(data), now):
-            link.queue(Slot(GossipKind.NEIGHBOUR, channel, UNKNOWN_PEER), data)
+        if data is not None and link.allowance.has_some(now):
+            link.queue(
+                Slot(GossipKind.NEIGHBOUR, channel, UNKNOWN_PEER, is_state=True), StateData(data, link.allowance)
+            )
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
@@ -324,10 +344,6 @@ class Exchange:
                     self._asking.ask(late.version, link.number, others, now)
                     link.queue(_WANTED, WantedData(self, frozenset((PeerName(late.version.name),))))
                     break
-
-
-def _size_bytes(data: GossipData) -> int:
-    return sum(len(message) for message in data.encode())
 
 
 def _is_newer(ours: Version, theirs: Version) -> bool:

@@ -20,6 +20,7 @@ Who sends what along which route is relay.py. Source: docs/protocol.md, "Gossip"
 (randomNeighbours) and surrogate_gossiper.go.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from math import log2
 from typing import Protocol
@@ -191,10 +192,10 @@ def choose_neighbours(
     unicast_all: Mapping[PeerName, PeerName], excluding: PeerName | None, entropy: Entropy
 ) -> list[PeerName]:
     """Draw the neighbours to gossip to, each with the number of destinations behind it as weight."""
-    weights: dict[PeerName, int] = {}
-    for hop in unicast_all.values():
-        if hop not in {UNKNOWN_PEER, excluding}:
-            weights[hop] = weights.get(hop, 0) + 1
+    weights = Counter(unicast_all.values())
+    del weights[UNKNOWN_PEER]
+    if excluding is not None:
+        del weights[excluding]
     count = int(min(2 * log2(len(unicast_all)), len(weights)))
     candidates = sorted(weights)
     if count == len(candidates):

@@ -36,11 +36,15 @@ class Allowance(msgspec.Struct):
     left: float = ALLOWANCE_BYTES_MAX
     at_s: float = 0.0
 
-    def take(self, size_bytes: int, now: Now) -> bool:
-        """Use some of it. False: there is not as much left, and nothing was used."""
+    def has_some(self, now: Now) -> bool:
+        """Say whether there is any left. Whoever knows only later how much it needs may then use more than that."""
         self.left = min(ALLOWANCE_BYTES_MAX, self.left + (now.monotonic_s - self.at_s) * ALLOWANCE_BYTES_PER_S)
         self.at_s = now.monotonic_s
-        if size_bytes > self.left:
+        return self.left > 0
+
+    def take(self, size_bytes: int, now: Now) -> bool:
+        """Use some of it. False: there is not as much left, and nothing was used."""
+        if not self.has_some(now) or size_bytes > self.left:
             return False
         self.left -= size_bytes
         return True

@@ -98,44 +98,47 @@ def _strict_neighbours(graph: Graph, name: PeerName, exclude: Mapping[PeerName, 
 class Routes:
     """The tables of one peer, as of the last recalculation.
 
-    Broadcast rows of other origins are computed when first asked for: most peers never broadcast anything within the
-    life of a table. They are computed from the graph the rest was computed from, so a table never mixes two states.
+    Each part is computed when it is first asked for: most peers never broadcast anything within the life of a table,
+    and while a mesh comes up, many a table is replaced before anybody looks at it. All parts are computed from the
+    graph of the recalculation, so a table never mixes two states.
     """
 
     def __init__(self, ourself: PeerName) -> None:
         """Know nobody yet."""
         self._ourself = ourself
         self._graph: Graph = {}
-        self._unicast: Mapping[PeerName, PeerName] = {ourself: UNKNOWN_PEER}
-        self._unicast_all: Mapping[PeerName, PeerName] = {ourself: UNKNOWN_PEER}
+        self._unicast: Mapping[PeerName, PeerName] | None = {ourself: UNKNOWN_PEER}
+        self._unicast_all: Mapping[PeerName, PeerName] | None = {ourself: UNKNOWN_PEER}
         self._rows: dict[PeerName, tuple[PeerName, ...]] = {ourself: ()}
         self._rows_all: dict[PeerName, tuple[PeerName, ...]] = {ourself: ()}
 
     @property
     def unicast(self) -> Mapping[PeerName, PeerName]:
         """Destination to next hop, for overlay packets; ourself to the unknown name."""
+        if self._unicast is None:
+            self._unicast = walk(self._graph, self._ourself, strict=True).next_hops
         return self._unicast
 
     @property
     def unicast_all(self) -> Mapping[PeerName, PeerName]:
         """Destination to next hop, for gossip; ourself to the unknown name."""
+        if self._unicast_all is None:
+            self._unicast_all = walk(self._graph, self._ourself, strict=False).next_hops
         return self._unicast_all
 
     @property
     def broadcast_rows(self) -> Mapping[PeerName, tuple[PeerName, ...]]:
         """The strict rows computed so far: ours, and those somebody asked for."""
+        self.broadcast_row(self._ourself)
         return self._rows
 
     def recalculate(self, graph: Graph) -> None:
         """Replace all tables. The graph is kept: its vertices must not change, and the mapping is copied."""
-        us = self._ourself
         self._graph = dict(graph)
-        self._unicast = walk(self._graph, us, strict=True).next_hops
-        self._unicast_all = walk(self._graph, us, strict=False).next_hops
+        self._unicast = None
+        self._unicast_all = None
         self._rows = {}
         self._rows_all = {}
-        self.broadcast_row(us)
-        self.broadcast_all_row(us)
 
     def broadcast_row(self, origin: PeerName) -> tuple[PeerName, ...]:
         """To whom we forward overlay broadcasts of `origin`, by name; to nobody if we do not know it."""

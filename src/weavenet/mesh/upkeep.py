@@ -61,7 +61,8 @@ class Upkeep:
             self.targets_are_stale = True
             self.recalculate_soon(now)
             self._out += [Note(Level.INFO, f"Removed unreachable peer {peer}") for peer in change.removed]
-            self._out.append(PeersRemoved(tuple(peer.name for peer in change.removed)))
+            names = tuple(peer.name for peer in change.removed)
+            self._out.append(PeersRemoved(names, tuple(peer.nickname for peer in change.removed)))
         if change.short_ids:
             self._out.append(RoutesChanged())
 

@@ -296,8 +296,8 @@ class Node:
                 return self._gossip_arrived(signal, now)
             case ConnectionAdded() | ConnectionGone() | OverlayControlArrived() | OverlayKeysChanged():
                 return self._tell_overlays(signal, now)
-            case PeersRemoved(names):
-                return self.ipam.peers_removed(names, now) if self.ipam is not None else []
+            case PeersRemoved(names, nicknames):
+                return self.ipam.peers_removed(names, nicknames, now) if self.ipam is not None else []
             case RoutesChanged() | LinksChanged():
                 return []  # _settle has noted that the kernel is to be looked at again
             case OverlayEstablished(connection):

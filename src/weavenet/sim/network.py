@@ -16,6 +16,7 @@ from weavenet.address import Address, Endpoint
 MESH_PORT = 6783
 DIAL_TIMEOUT_S = 10.0
 FIRST_EPHEMERAL_PORT = 30_000
+RETRANSMISSION_S = 0.2  # Linux waits no shorter than that
 
 
 class NetworkFaults(msgspec.Struct, frozen=True):
@@ -25,6 +26,7 @@ class NetworkFaults(msgspec.Struct, frozen=True):
     datagram_loss: float
     datagram_duplication: float
     datagram_delay_s: float  # up to this much more, which is what reorders
+    stream_loss: float = 0.0  # of TCP, that is a wait for the retransmission, and for all behind it
 
 
 PERFECT = NetworkFaults(latency_s=(0.0005, 0.001), datagram_loss=0.0, datagram_duplication=0.0, datagram_delay_s=0.0)
@@ -79,6 +81,8 @@ class Network:
         self._deliver = deliver
         self._blocked: set[tuple[Address, Address]] = set()
         self._pipes: list[Pipe] = []
+        self._pipes_worth_a_look = 64
+        self.slow_s: dict[Address, float] = {}  # hosts that take so much longer to get anything out, and in
         self._next_port = FIRST_EPHEMERAL_PORT
 
     def latency(self) -> float:
@@ -110,7 +114,9 @@ class Network:
             numbers=dict([dialler, acceptor]),
             ports={dialler[0]: self._next_port, acceptor[0]: MESH_PORT},
         )
-        self._pipes = [kept for kept in self._pipes if len(kept.ended) < len(kept.numbers)]
+        if len(self._pipes) >= self._pipes_worth_a_look:
+            self._pipes = [kept for kept in self._pipes if len(kept.ended) < len(kept.numbers)]
+            self._pipes_worth_a_look = 2 * len(self._pipes) + 64
         self._pipes.append(pipe)
         return pipe
 
@@ -121,7 +127,10 @@ class Network:
             pipe.held.setdefault(receiver, []).append(data)
             return
         now_s = self._scheduler.now_s
-        due_s = max(now_s + self.latency(), pipe.ready_at.get(receiver, 0.0))
+        delay_s = self.latency() + self.slow_s.get(sender, 0.0) + self.slow_s.get(receiver, 0.0)
+        if self.faults.stream_loss and self._rng.random() < self.faults.stream_loss:
+            delay_s += RETRANSMISSION_S
+        due_s = max(now_s + delay_s, pipe.ready_at.get(receiver, 0.0))
         pipe.ready_at[receiver] = due_s
         self._scheduler.after(due_s - now_s, lambda: self._deliver(pipe, receiver, data))
 
@@ -143,8 +152,9 @@ class Network:
         if self.blocked(source, destination) or self._rng.random() < self.faults.datagram_loss:
             return
         copies = 2 if self._rng.random() < self.faults.datagram_duplication else 1
+        slow_s = self.slow_s.get(source, 0.0) + self.slow_s.get(destination, 0.0)
         for _ in range(copies):
-            self._scheduler.after(self.latency() + self._rng.random() * self.faults.datagram_delay_s, arrive)
+            self._scheduler.after(self.latency() + self._rng.random() * self.faults.datagram_delay_s + slow_s, arrive)
 
     def pipes_of(self, host: Address) -> list[Pipe]:
         """Return the pipes whose end at this host is open, oldest first."""

@@ -38,7 +38,7 @@ from weavenet.mesh.connector import Target
 from weavenet.mesh.keyring import KEY_KEYRING, Keyring, Password, decode_keyring
 from weavenet.mesh.router import MeshConfig
 from weavenet.node import inputs as i
-from weavenet.node.node import NodeConfig
+from weavenet.node.node import Node, NodeConfig
 from weavenet.overlay.forwarding import FASTDP, SLEEVE
 from weavenet.sim.checkers import Ledger
 from weavenet.sim.host import Host, Performer, Waiting
@@ -64,6 +64,7 @@ class World:
         keyring: Keyring | None = None,
         trusted_subnets: tuple[Cidr, ...] = (),
         overlays: str = FASTDP,
+        discovery: bool = True,
     ) -> None:
         """Create an empty world; `seed` determines all that follows.
 
@@ -72,6 +73,7 @@ class World:
         self._keyring = keyring
         self._trusted_subnets = trusted_subnets
         self._overlays = overlays
+        self._discovery = discovery
         self.seed = seed
         self.rng = random.Random(seed)  # noqa: S311 - replayable is the point
         self.universe = universe
@@ -145,6 +147,7 @@ class World:
                 keyring=decode_keyring(host.disk.load().values.get(KEY_KEYRING, b"")) or self._keyring,
                 trusted_subnets=self._trusted_subnets,
                 overlays=self._overlays,
+                discovery=self._discovery,
                 compact=host.compact,
             ),
             ipam=IpamConfig(
@@ -181,13 +184,16 @@ class World:
         """Give a node an input and perform what it wants."""
         if host.node is None:
             return
+        self._performer.perform(host, self._handle(host, host.node, happened))
+        self._rearm(host)
+
+    def _handle(self, host: Host, node: Node, happened: i.Input) -> list[Effect]:
         if isinstance(happened, i.TcpReceived):
             self._note(f"{host.address} {happened.connection} received")
             self._trace.update(happened.data)
         else:
             self._note(f"{host.address} {happened!r}")
-        self._performer.perform(host, host.node.handle(happened, self.now(host)))
-        self._rearm(host)
+        return node.handle(happened, self.now(host))
 
     def running(self) -> list[Host]:
         """Return the hosts whose process runs, in address order."""
