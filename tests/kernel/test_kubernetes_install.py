@@ -5,6 +5,7 @@ Pods and containers are added by what it has installed on the nodes; nothing her
 
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -106,18 +107,21 @@ class Caller(threading.Thread):
     def run(self) -> None:
         while not self._ended.is_set():
             result = self._until_done("ADD")
-            self._until_done("DEL", result)
-            self.done += 1
+            if result is not None and self._until_done("DEL", result) is not None:
+                self.done += 1
 
-    def _until_done(self, verb: str, result: str = "") -> str:
-        while True:
+    def _until_done(self, verb: str, result: str = "") -> str | None:
+        """Try until it is done, and return what was said; None if it was not, and is not to be tried any more."""
+        deadline_s = time.monotonic() + mesh_lab.LIMIT_S
+        while not self._ended.is_set() or time.monotonic() < deadline_s:
             if not self._conflist.exists():
                 self.failures["there is no conflist"] += 1
             try:
                 return self._network.call(verb, self._sandbox, result)
             except LabError as error:
                 self.failures[str(error)] += 1
-                self._ended.wait(RETRY_S)
+                time.sleep(RETRY_S)
+        return None
 
     def finish(self) -> None:
         self._ended.set()

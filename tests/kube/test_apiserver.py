@@ -247,6 +247,24 @@ def test_a_fault_comes_as_often_as_it_was_asked_for(kind: str, status: int) -> N
     run(scenario)
 
 
+def test_requests_that_are_held_go_on_together_when_they_are_released() -> None:
+    async def scenario(server: ApiServer) -> None:
+        server.put(MAPS, named("m"))
+        server.fail("get", "hold", count=None)
+        first, second = (asyncio.create_task(ask(server, "GET", f"{MAPS}/m")) for _ in range(2))
+        while len(server.asked("get")) < 2:  # noqa: ASYNC110  # nothing tells of a request that has come
+            await asyncio.sleep(0.01)
+        assert (await ask(server, "GET", MAPS))[0] == 200, "another verb is not held"
+        assert not first.done()
+        assert not second.done()
+        server.put(MAPS, named("m", data={"new": "yes"}))
+        server.release()
+        for _, body in (await first, await second):
+            assert body["data"] == {"new": "yes"}, "what is read is what is there when it goes on"
+
+    run(scenario)
+
+
 def test_it_runs_as_a_process_of_its_own_and_takes_commands(tmp_path: Path) -> None:
     control = tmp_path / "api.sock"
     program = [sys.executable, apiserver.__file__, "--control", str(control)]

@@ -1,5 +1,6 @@
 """The manifest service, asked over real HTTP on loopback."""
 
+import errno
 import http.client
 import logging
 import socket
@@ -49,8 +50,10 @@ def send(service: ManifestService, raw: bytes) -> bytes:
             connection.shutdown(socket.SHUT_WR)
             while chunk := connection.recv(65536):
                 received += chunk
-        except (ConnectionResetError, BrokenPipeError):
-            pass  # what was not read is answered with a reset
+        except OSError as error:
+            # What was not read is answered with a reset, which may come before any of these calls.
+            if error.errno not in {errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN}:
+                raise
         return received
 
 

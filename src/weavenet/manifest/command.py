@@ -33,7 +33,7 @@ _IMAGE = click.option(
 @click.option("--known-peers", default="", metavar="A,B", help="Peers to connect to. Default: the cluster's nodes.")
 @click.option("--trusted-subnets", default="", metavar="A,B", help="Subnets whose traffic needs no encryption.")
 @click.option("--selinux", multiple=True, metavar="NAME=VALUE", help="SELinux option of the pod. Repeatable.")
-@click.option("--keep-state", is_flag=True, help="Have nodes keep network and addresses when the DaemonSet is deleted.")
+@click.option("--keep-state", is_flag=True, help="Have nodes keep what is on disk when the DaemonSet is deleted.")
 @_IMAGE
 @click.pass_context
 def manifest(context: click.Context, /, **given: object) -> None:

@@ -117,8 +117,9 @@ def _agent_container(options: ManifestOptions) -> dict[str, Value]:
             *_password(options.password_secret),
         ],
         **_probes(options),
-        # An agent alone takes 53 MB (measured in this container), and the Kubernetes client about 30 more. Nothing
-        # limits the CPU: a throttled network is worse than a busy one.
+        # An agent takes 52 MB in a cluster of two nodes, and would take 10 more for ten thousand pods
+        # (docs/kubernetes.md, "What it costs"); the rest is for large meshes. Nothing limits the CPU: a throttled
+        # network is worse than a busy one.
         "resources": {"requests": {"cpu": "50m", "memory": "100Mi"}},
         "securityContext": _rights(_AGENT_CAPABILITIES),
         "volumeMounts": [
