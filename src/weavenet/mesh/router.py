@@ -97,7 +97,8 @@ class Mesh:
             config.max_version,
             config.overlays,
             config.sleeve_formats,
-            compact=config.compact,
+            # Not where control connections are sealed: there its messages have been seen to overtake others.
+            compact=config.compact and config.keyring is None,
         )
         self._out: list[Output] = []
         self._dialled_count = 0
