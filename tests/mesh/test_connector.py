@@ -374,3 +374,17 @@ def test_whatever_happens_a_target_that_is_due_and_needed_is_being_dialled(event
         for each in connector.status():
             if each.state is TargetState.WAITING and each.retry_wall_s is not None:
                 assert each.retry_wall_s > at(now).wall_s
+
+
+def test_two_that_refuse_each_other_do_not_take_turns_without_a_pause() -> None:
+    connector = make()
+    peers = {US: Peer(US), B: Peer(B, connections={C: PeerConnection("10.0.0.3:6783", True, True)}), C: Peer(C)}
+    assert dialled(connector, 0, peers=peers) == ["10.0.0.3:6783"]
+    connector.ended(Endpoint.parse("10.0.0.3:6783"), "we disagree", at(0.01), hopeless=False)
+    inbound = [Connected(C, Endpoint.parse("10.0.0.3:40000"), outbound=False)]
+    assert dialled(connector, 0.02, inbound, peers=peers) == []
+    assert dialled(connector, 0.03, peers=peers) == [], "their connection has ended, too, and ours still has to wait"
+    due_s = connector.next_deadline()
+    assert due_s is not None
+    assert due_s > 1
+    assert dialled(connector, due_s, peers=peers) == ["10.0.0.3:6783"]

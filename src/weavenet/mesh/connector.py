@@ -219,7 +219,7 @@ class Connector:
             if target.state not in {TargetState.WAITING, TargetState.SUSPENDED}:
                 continue
             if endpoint not in valid:
-                self._put_away(endpoint, target, keep=endpoint in direct)
+                self._put_away(endpoint, target, keep=endpoint in direct or self._rests(endpoint, connections, now))
                 continue
             state = TargetState.WAITING
             if target.due is not None and target.due.monotonic_s <= now.monotonic_s and len(attempts) < free:
@@ -228,6 +228,16 @@ class Connector:
             if state is not target.state:
                 self._set(endpoint, replace(target, state=state))
         return attempts
+
+    def _rests(self, endpoint: Endpoint, connections: Sequence[Connected], now: Now) -> bool:
+        """Say whether a target is not needed only as its peer has connected to us, and would not be due yet.
+
+        Forgotten, it would be new, and due at once, when that connection ends for the same reason as ours before: two
+        peers that refuse each other would then take turns without a pause.
+        """
+        due = self._targets[endpoint].due
+        is_early = due is not None and due.monotonic_s > now.monotonic_s
+        return is_early and any(each.endpoint.address == endpoint.address for each in connections)
 
     def _put_away(self, endpoint: Endpoint, target: _Target, *, keep: bool) -> None:
         if keep:
