@@ -158,12 +158,24 @@ def test_a_signal_goes_to_the_one_core_it_is_for_and_never_to_the_shell(signal: 
     assert scripted.told == [told]
 
 
-def test_what_a_signal_causes_takes_its_place_in_the_order() -> None:
+def test_effects_stay_in_the_order_of_their_making_as_what_is_sent_was_numbered_then() -> None:
     scripted = Scripted()
-    scripted.ipam.script["peers_removed"] = [[sent("b"), SendUnicast(IPAM_CHANNEL, OTHER, b""), sent("d")]]
-    scripted.mesh.script["send_unicast"] = [[sent("c")]]
+    scripted.ipam.script["peers_removed"] = [[sent("c"), SendUnicast(IPAM_CHANNEL, OTHER, b""), sent("d")]]
+    scripted.mesh.script["send_unicast"] = [[sent("e")]]
 
-    assert scripted.settle(sent("a"), PeersRemoved((OTHER,), ("b",)), sent("e")) == [sent(letter) for letter in "abcde"]
+    assert scripted.settle(sent("a"), PeersRemoved((OTHER,), ("b",)), sent("b")) == [sent(letter) for letter in "abcde"]
+
+
+def test_what_a_signal_causes_is_routed_before_the_signals_behind_it() -> None:
+    scripted = Scripted()
+    scripted.ipam.script["peers_removed"] = [[SendUnicast(IPAM_CHANNEL, OTHER, b"")]]
+    scripted.settle(PeersRemoved((OTHER,), ("b",)), OverlayEstablished(CONNECTION))
+
+    assert [each.partition("(")[0] for each in scripted.told] == [
+        "ipam.peers_removed",
+        "mesh.send_unicast",
+        "mesh.overlay_established",
+    ]
 
 
 def test_what_must_be_stored_stays_before_what_tells_of_it() -> None:
@@ -192,7 +204,7 @@ def test_gossip_that_ipam_refuses_ends_its_connection_and_is_not_passed_on() -> 
     scripted.mesh.script["close"] = [[CloseTcp(CONNECTION)]]
 
     gossip = GossipArrived(CONNECTION, IPAM_CHANNEL, GossipKind.BROADCAST, OTHER, b"")
-    assert scripted.settle(gossip, sent("other")) == [CloseTcp(CONNECTION), sent("other")]
+    assert scripted.settle(gossip, sent("other")) == [sent("other"), CloseTcp(CONNECTION)]
     assert scripted.told == [f"ipam.gossip_arrived({OTHER}, b'')", "mesh.close(2, 'different ranges')"]
 
 

@@ -97,8 +97,7 @@ class Mesh:
             config.max_version,
             config.overlays,
             config.sleeve_formats,
-            # Not where control connections are sealed: there its messages have been seen to overtake others.
-            compact=config.compact and config.keyring is None,
+            compact=config.compact,
         )
         self._out: list[Output] = []
         self._dialled_count = 0

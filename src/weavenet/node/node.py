@@ -272,20 +272,31 @@ class Node:
     # --- signals ------------------------------------------------------------------------------------------------------
 
     def _settle(self, outputs: list[Output], now: Now) -> list[Effect]:
+        """Route signals, and what they cause before those behind them. Effects stay in the order of their making.
+
+        A message is sealed when it is made, with a number that counts on: what a signal causes must not overtake what
+        was made before it.
+        """
         effects: list[Effect] = []
-        waiting: deque[Output] = deque(outputs)
+        waiting: deque[Signal] = deque()
         routed = 0
         reconcile = False
-        while waiting:
-            output = waiting.popleft()
-            if isinstance(output, Reconcile | RoutesChanged | LinksChanged):
-                reconcile = True  # once per input is enough: it is a hint
-            if isinstance(output, Signal):
-                routed += 1
-                assert routed < _SIGNALS_PER_INPUT_MAX, f"signals go in circles: {output}"
-                waiting.extendleft(reversed(self._route(output, now)))
-            elif not isinstance(output, Reconcile):
-                effects.append(output)
+        while True:
+            signals: list[Signal] = []
+            for output in outputs:
+                # Once per input is enough: it is a hint.
+                reconcile |= isinstance(output, Reconcile | RoutesChanged | LinksChanged)
+                if isinstance(output, Signal):
+                    signals.append(output)
+                elif not isinstance(output, Reconcile):
+                    effects.append(output)
+            waiting.extendleft(reversed(signals))
+            if not waiting:
+                break
+            signal = waiting.popleft()
+            routed += 1
+            assert routed < _SIGNALS_PER_INPUT_MAX, f"signals go in circles: {signal}"
+            outputs = self._route(signal, now)
         if reconcile:
             effects.append(Reconcile())
         return effects
