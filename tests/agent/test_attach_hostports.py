@@ -1,27 +1,10 @@
 """Host ports within the CNI verbs: when they are led to a pod, and that a failed ADD leaves none."""
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
-
+import cni_node as attach
 import pytest
 
 from weavenet.cni.codes import Code
 
-
-def _load_attach() -> ModuleType:
-    # tests/ is not a package, so a neighbour is loaded by its path.
-    spec = importlib.util.spec_from_file_location("agent_test_attach", Path(__file__).with_name("test_attach.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-attach = _load_attach()
 WEB = {"portMappings": [{"hostPort": 80, "containerPort": 8080, "protocol": "tcp"}]}
 
 

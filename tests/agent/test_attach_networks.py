@@ -1,12 +1,10 @@
 """One pod on several networks: on other bridges, by a second CNI network, and by annotation."""
 
-import importlib.util
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 
+import cni_node as attach
 import pytest
 
 from weavenet.address import Cidr, parse_address
@@ -20,19 +18,6 @@ from weavenet.cni.request import Pod
 from weavenet.dataplane.model import OtherBridge
 from weavenet.errors import CniError
 
-
-def _load_attach() -> ModuleType:
-    # tests/ is not a package, so a neighbour is loaded by its path.
-    spec = importlib.util.spec_from_file_location("agent_test_attach", Path(__file__).with_name("test_attach.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-attach = _load_attach()
 DOCKER0 = OtherBridge("docker0", 1500, (Cidr.parse("172.17.0.1/16"),))
 HOST_LOCAL = {"type": "host-local", "subnet": "172.17.0.0/16"}
 DOCKER = {"name": "docker", "bridge": "docker0", "ipam": HOST_LOCAL}
