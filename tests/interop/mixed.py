@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import mesh_lab
-from real_weave import RealWeave
 
 from weavenet.errors import LabError
 from weavenet.lab import process
 from weavenet.lab.hosts import Lab
+from weavenet.lab.real_weave import RealWeave
 from weavenet.lab.record import HostRecord, PodRecord
 
 OURS, THEIRS = "ours", "theirs"

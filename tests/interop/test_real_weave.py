@@ -10,10 +10,9 @@ from pathlib import Path
 import mesh_lab
 import mixed
 import pytest
-import real_weave
 from mixed import OURS, THEIRS, Mixed
 
-from weavenet.lab import agents, process
+from weavenet.lab import agents, process, real_weave
 from weavenet.lab.record import PodRecord
 
 WEAVER = real_weave.program()

@@ -34,6 +34,18 @@ def test_small_packets_are_told_by_what_was_sent_and_what_came() -> None:
     assert "| the bare path | 200,000 | 20,000 |" in report(results())
 
 
+def test_sleeve_is_compared_with_real_weave_net_within_each_round() -> None:
+    found = results()
+    assert "Weave Net's sleeve, measured elsewhere" in report(found)
+    rates = {"weave": 130.0, "sleeve": 1300.0, "sleeve-weave": 260.0, "mixed-to": 195.0, "mixed-from": 143.0}
+    sealed = {"weave-sealed": 100.0, "sleeve-sealed": 500.0, "mixed-sealed-to": 110.0, "mixed-sealed-from": 120.0}
+    found.paths += [path(name, rate, 600) for name, rate in {**rates, **sealed}.items()]
+    page = report(found)
+    assert "| the sleeve path | 10.00 | 1.00 | 10.00 |" in page
+    assert "| the mixed-sealed-to path | 1.10 | 1.00 | 1.10 |" in page
+    assert "measured elsewhere, not in this run" not in page
+
+
 def test_cni_is_told_by_its_median_and_its_worst() -> None:
     assert "| bridge | 9.0 | 30.0 | 2.0 | 3.0 | 3.0 |" in report(results())
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from weavenet.lab import bench_agents, bench_cni, bench_paths, traffic
+from weavenet.lab import bench_agents, bench_cni, bench_paths, real_weave, traffic
 from weavenet.lab.bench_report import report
 from weavenet.lab.bench_results import PathResult, Results
 from weavenet.lab.demo import bring_up
@@ -69,6 +69,9 @@ def _measure_paths(lab: Lab, results: Results, stack: ExitStack, *, with_weavene
     contenders = [bench_paths.bare(lab), bench_paths.vxlan_bridge(lab), bench_paths.vxlan_routed(lab)]
     if with_weavenet:
         contenders += [bench_paths.weavenet(lab), *bench_paths.sleeves(stack)]
+        weaver = real_weave.program()
+        if weaver is not None:
+            contenders += bench_paths.with_weave(stack, weaver)
     results.paths = [PathResult(one.name, one.title) for one in contenders]
     for one in contenders:
         traffic.ping(one.lab, one.route)

@@ -6,6 +6,8 @@
     weavenet        pod - bridge - VXLAN device with eBPF - uplink
     sleeve          pod - bridge - eBPF - veth pair - process - UDP - uplink; and the same with a password
     sleeve-weave    the same in Weave's own format, as with a peer that knows no other
+    weave           sleeve between two real Weave Net routers, where there is that program; and with a password
+    mixed-to        sleeve from weavenet to a real Weave Net router; mixed-from the other way; and both with a password
 
 A host has one agent, so each way to run one has hosts of its own; the others share theirs. All of them are up at the
 same time and are measured in turns, so that what else happens on the machine happens to all.
@@ -14,11 +16,14 @@ same time and are measured in turns, so that what else happens on the machine ha
 import secrets
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
+from weavenet.lab import agents
 from weavenet.lab.demo import bring_up
 from weavenet.lab.hosts import Lab
 from weavenet.lab.network import UPLINK, ip
-from weavenet.lab.process import this_process
+from weavenet.lab.process import Deadline, this_process
+from weavenet.lab.real_weave import RealWeave
 from weavenet.lab.record import HostRecord, Paths, PodRecord
 from weavenet.lab.traffic import Route
 
@@ -26,6 +31,7 @@ VXLAN_MTU = 1450  # 1500 less the outer IPv4, UDP, VXLAN and Ethernet headers
 FLANNEL_PORT = 8472  # Linux' default, which Flannel keeps; 4789 is IANA's
 BRIDGE_VNI = 42
 FLANNEL_VNI = 1
+CONNECTED_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,14 +115,58 @@ def sleeves(stack: ExitStack) -> list[Contender]:
     ]
 
 
+def with_weave(stack: ExitStack, weaver: Path) -> list[Contender]:
+    """Set up real Weave Net beside itself and beside weavenet, until the stack is closed. Raises LabError."""
+    return [
+        one
+        for password in ("", secrets.token_hex())
+        for one in [*_weave_alone(stack, weaver, password), *_weave_mixed(stack, weaver, password)]
+    ]
+
+
+def _weave_alone(stack: ExitStack, weaver: Path, password: str) -> list[Contender]:
+    name, suffix = ("weave-sealed", ", password") if password else ("weave", "")
+    lab = Lab.create(Paths(f"bench-{name}"), owner=this_process())
+    stack.callback(lab.down)
+    real = RealWeave(lab, weaver)
+    one, two = lab.add_host(), lab.add_host()
+    real.start(one, consensus=2, password=password)
+    real.start(two, peers=[one.address], consensus=2, password=password)
+    pods = [real.add_pod(one), real.add_pod(two)]
+    return [Contender(name, f"Weave Net, sleeve{suffix}", lab, _between(pods, pods[1].address))]
+
+
+def _weave_mixed(stack: ExitStack, weaver: Path, password: str) -> list[Contender]:
+    name, suffix = ("mixed-sealed", ", password") if password else ("mixed", "")
+    lab = Lab.create(Paths(f"bench-{name}"), owner=this_process())
+    stack.callback(lab.down)
+    real = RealWeave(lab, weaver)
+    theirs, ours = lab.add_host(), lab.add_host()
+    real.start(theirs, consensus=2, password=password)
+    options = [f"--password-file={_password_file(lab, password)}"] if password else []
+    lab.start_agent(ours, peers=[theirs.address], consensus=2, options=options)
+    deadline = Deadline.after(CONNECTED_S, f"{ours.name} is not connected to {theirs.name}")
+    while not agents.established(lab.paths, ours):
+        deadline.pause()
+    pods = [lab.add_pod(ours), real.add_pod(theirs)]
+    return [
+        Contender(f"{name}-to", f"weavenet to Weave Net{suffix}", lab, _between(pods, pods[1].address)),
+        Contender(f"{name}-from", f"Weave Net to weavenet{suffix}", lab, _between(pods[::-1], pods[0].address)),
+    ]
+
+
+def _password_file(lab: Lab, password: str) -> Path:
+    file = lab.paths.state / "password"
+    file.touch(mode=0o600)
+    file.write_text(password)
+    return file
+
+
 def _sleeve(stack: ExitStack, name: str, title: str, *options: str, has_password: bool = False) -> Contender:
     lab = Lab.create(Paths(f"bench-{name}"), owner=this_process())
     stack.callback(lab.down)
     if has_password:
-        file = lab.paths.state / "password"
-        file.touch(mode=0o600)
-        file.write_text(secrets.token_hex())
-        options = (*options, f"--password-file={file}")
+        options = (*options, f"--password-file={_password_file(lab, secrets.token_hex())}")
     bring_up(lab, 2, options=["--no-fastdp", *options])
     lab.wait_until_connected()
     pods = [lab.add_pod(host) for host in lab.record.hosts]

@@ -1,6 +1,6 @@
 """The results of the benchmarks as a page of tables."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
 from weavenet.lab.bench_results import CniResult, PathResult, Results, median_ratio, percentile
@@ -10,8 +10,13 @@ from weavenet.lab.traffic import SMALL_BYTES
 # two processors. Its fast datapath needs Open vSwitch, which that kernel lacks, so there is no throughput to compare.
 WEAVE_CNI = "| Weave Net, measured elsewhere | 71.0 | | 35.0 | | 13.0 |"
 WEAVE_SLEEVE = """
-Weave Net's sleeve, measured elsewhere, not in this run: 130 Mbit/s, 104 to 119 with a password; p50 633 and 658 µs.
+Weave Net's sleeve, measured elsewhere, not in this run: 130 Mbit/s, 104 to 119 with a password; p50 633 and 658 µs;
+16,800 and 15,400 small packets/s received.
 """
+AGAINST_WEAVE = {
+    "weave": ["sleeve", "sleeve-weave", "mixed-to", "mixed-from"],
+    "weave-sealed": ["sleeve-sealed", "mixed-sealed-to", "mixed-sealed-from"],
+}
 WEAVE_CONNECTED = "0.43 to 0.92"
 WEAVE_MEMORY = "53"
 
@@ -70,8 +75,8 @@ def _paths(results: Results) -> str:
         + table(heading, bandwidth)
         + "\n## TCP round trips\n\nOne octet there and back, Python at both ends.\n\n"
         + table(latency_heading, latency)
-        + WEAVE_SLEEVE
         + _small(results)
+        + _beside_weave(by_name)
     )
 
 
@@ -87,11 +92,33 @@ def _small(results: Results) -> str:
     ]
     return (
         f"\n## Small packets\n\nUDP with {SMALL_BYTES} octets, as fast as iperf3 sends them; it shares the"
-        " processors with all the rest.\n\n"
-        + table(["path", "sent/s", "received/s"], rows)
-        + "| Weave Net, sleeve, measured elsewhere | | 16,800 |\n"
-        + "| Weave Net, sleeve, password, measured elsewhere | | 15,400 |\n"
+        " processors with all the rest.\n\n" + table(["path", "sent/s", "received/s"], rows)
     )
+
+
+def _beside_weave(by_name: Mapping[str, PathResult]) -> str:
+    """Compare each path by sleeve with Weave Net's own of the same kind, if that was measured."""
+    if "weave" not in by_name:
+        return WEAVE_SLEEVE
+    rows = [
+        [
+            by_name[name].title,
+            _ratio(by_name[name], by_name[base], _mbit_s),
+            _ratio(by_name[name], by_name[base], _p50),
+            _ratio(by_name[name], by_name[base], _received),
+        ]
+        for base, names in AGAINST_WEAVE.items()
+        for name in names
+    ]
+    return (
+        "\n## Sleeve beside Weave Net's\n\nWeave Net 2.8.1's sleeve between two of its own routers is 1, with a"
+        " password where the path has one. A throughput and\na rate are better above 1, a round trip below.\n\n"
+        + table(["path", "Mbit/s", "p50 of a round trip", "small packets/s received"], rows)
+    )
+
+
+def _received(path: PathResult) -> list[float]:
+    return [one.received for one in path.packets]
 
 
 def _mbit_s(path: PathResult) -> list[float]:

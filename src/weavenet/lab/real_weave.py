@@ -35,6 +35,7 @@ class RealWeave:
     """Real Weave Net on hosts of a lab; the lab ends what is still running when it goes down."""
 
     def __init__(self, lab: Lab, weaver: Path) -> None:
+        """Take the lab whose hosts it is to run on, and the program."""
         self._lab = lab
         self._weaver = weaver
         self._running: dict[int, Process] = {}
