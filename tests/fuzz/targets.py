@@ -61,6 +61,8 @@ from weavenet.node.targets import decode_targets, encode_targets
 from weavenet.overlay.heartbeat import heartbeat_uid
 from weavenet.overlay.sleeve import messages
 from weavenet.overlay.sleeve.fast_pipe import FastPipe
+from weavenet.overlay.sleeve.fast_wire import VIRTIO
+from weavenet.overlay.sleeve.join import join
 from weavenet.overlay.sleeve.pipe import Counters, SleevePipe
 from weavenet.overlay.sleeve.table import SleeveConnection, SleeveTable
 from weavenet.overlay.sleeve.wire import split_frames
@@ -339,6 +341,19 @@ def fast_datagram(data: bytes) -> None:
             arrived = fast.incoming([(buffer, len(buffer), max(1, len(buffer)), THERE)])
             for parts in arrived.frames:
                 assert sum(map(len, parts)) < len(datagram) + 4096
+
+
+@target
+def sleeve_join(data: bytes) -> None:
+    frames = []
+    while data:  # each after its length
+        end = 2 + int.from_bytes(data[:2], "big")
+        frames.append(data[2:end])
+        data = data[end:]
+    joined = join(frames)
+    assert len(joined) <= len(frames)
+    whole = sum(len(one) if isinstance(one, bytes) else sum(map(len, one)) for one in joined)
+    assert whole <= sum(map(len, frames)) + VIRTIO.size * len(joined)
 
 
 @target

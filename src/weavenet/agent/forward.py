@@ -27,6 +27,7 @@ from weavenet.linux.fast_port import receive_whole, send_whole
 from weavenet.linux.sleeve_port import receive_frames
 from weavenet.overlay.sleeve import messages as m
 from weavenet.overlay.sleeve.fast_pipe import FastPipe
+from weavenet.overlay.sleeve.join import join
 from weavenet.overlay.sleeve.pipe import Arrived, Datagram, SleevePipe
 
 # What the forwarder is told with its descriptors: whether there can be keys.
@@ -69,6 +70,22 @@ def give_up_rights() -> None:
     libc.capset(ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)()))
 
 
+class Due:
+    """How many to ask the kernel for at once: to hear that there is no more costs as much as two of them.
+
+    What is left behind is asked for at once, as the poll says that there is something.
+    """
+
+    def __init__(self, most: int) -> None:
+        """Begin with one, and never ask for more than `most`."""
+        self.count = 1
+        self._most = most
+
+    def learn(self, got: int) -> None:
+        """Ask for more the next time, if there was all that was asked for; else for as many as there were."""
+        self.count = min(2 * self.count, self._most) if got >= self.count else max(got, 1)
+
+
 class Forwarder:
     """The loop around a SleevePipe and a FastPipe."""
 
@@ -83,6 +100,7 @@ class Forwarder:
         self._pipe = SleevePipe()
         self._fast = FastPipe(self._pipe.counters)
         self._buffers = [bytearray(_FRAME_BYTES_MAX) for _ in range(WHOLE_BATCH)]
+        self._frames_due, self._packets_due, self._datagrams_due = Due(BATCH), Due(WHOLE_BATCH), Due(WHOLE_BATCH)
         self._heard = bytearray()
         self._complained: dict[tuple[ConnectionNumber, str], float] = {}
         self._counted: dict[str, int] = {}
@@ -98,7 +116,7 @@ class Forwarder:
             if self._control.fileno() in ready and not self._listen():
                 return
             if self._port.fileno() in ready:
-                self._take_out(receive_frames(self._port, BATCH))
+                self._send_batch()
             if self._fast_port.fileno() in ready:
                 self._send_whole_batch()
             if self._udp.fileno() in ready:
@@ -139,10 +157,18 @@ class Forwarder:
 
     # --- frames -------------------------------------------------------------------------------------------------------
 
+    def _send_batch(self) -> None:
+        frames = list(receive_frames(self._port, self._frames_due.count))
+        self._frames_due.learn(len(frames))
+        self._take_out(frames)
+
     def _send_whole_batch(self) -> None:
-        sends, others = self._fast.outgoing(receive_whole(self._fast_port, self._buffers))
+        packets = list(receive_whole(self._fast_port, self._buffers[: self._packets_due.count]))
+        self._packets_due.learn(len(packets))
+        sends, others = self._fast.outgoing(packets)
         self._complain(self._udp.send_gathered(sends))
-        self._take_out(others)
+        if others:
+            self._take_out(others)
 
     def _take_out(self, frames: Iterable[bytes]) -> None:
         datagrams, back = self._pipe.outgoing(frames)
@@ -150,16 +176,30 @@ class Forwarder:
         self._write(back)
 
     def _receive_batch(self) -> None:
-        fast = self._fast.incoming(self._udp.receive_into(self._buffers))
+        received = self._udp.receive_into(self._buffers[: self._datagrams_due.count])
+        self._datagrams_due.learn(len(received))
+        fast = self._fast.incoming(received)
         send_whole(self._fast_port, fast.frames)
-        self._pass_on(self._pipe.incoming_large(fast.large))
-        self._pass_on(self._pipe.incoming(fast.others))
+        if fast.large:
+            self._pass_on(self._pipe.incoming_large(fast.large))
+        if fast.others:
+            self._pass_on(self._pipe.incoming(fast.others))
 
     def _pass_on(self, arrived: Arrived) -> None:
-        self._write(arrived.frames)
+        if len(arrived.frames) > 1:
+            self._write_joined(arrived.frames)
+        else:
+            self._write(arrived.frames)
         self._send(arrived.answers)
         for one in arrived.specials:
             self._say(m.SpecialMessage(one.connection, one.remote, one.length, one.head, one.intact))
+
+    def _write_joined(self, frames: list[bytes]) -> None:
+        for one in join(frames):
+            if isinstance(one, bytes):
+                self._write([one])
+            else:
+                send_whole(self._fast_port, [one])
 
     def _write(self, frames: list[bytes]) -> None:
         for frame in frames:

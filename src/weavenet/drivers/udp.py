@@ -27,6 +27,7 @@ _SEGMENTS_MAX = 64  # UDP_MAX_SEGMENTS of <linux/udp.h> until 6.9
 _BUFFER_BYTES = 4 << 20
 _PEERS_MAX = 4096  # addresses remembered in both forms
 
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # <asm-generic/socket.h>
 _IP_MTU_DISCOVER, _PMTUDISC_DONT, _PMTUDISC_DO = 10, 0, 2  # <linux/in.h>
 _IP_MTU = 14
 _SEGMENT = struct.Struct("=H")
@@ -47,8 +48,11 @@ def open_udp(host: str, port: int) -> socket.socket:
     """Make the socket. Raises OSError."""
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
-        for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-            udp.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
+        for option, force in ((socket.SO_RCVBUF, _SO_RCVBUFFORCE), (socket.SO_SNDBUF, _SO_SNDBUFFORCE)):
+            try:
+                udp.setsockopt(socket.SOL_SOCKET, force, _BUFFER_BYTES)
+            except PermissionError:  # then it is as much as the host allows to all
+                udp.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
         with suppress(OSError):  # kernels before 5.0
             udp.setsockopt(_SOL_UDP, _UDP_GRO, 1)
         udp.bind((host, port))
@@ -76,12 +80,14 @@ class UdpPort:
     def receive_into(self, buffers: Sequence[bytearray]) -> list[Received]:
         """Return what has come, one call for each buffer at most; of datagrams in a row the last may be shorter."""
         received: list[Received] = []
-        with suppress(BlockingIOError):
-            for buffer in buffers:
+        for buffer in buffers:
+            try:
                 size, ancillary, _, address = self._udp.recvmsg_into([buffer], _ANCILLARY_BYTES)
-                remote = self._endpoints.get(address) or self._remember(address)
-                step = int.from_bytes(ancillary[0][2][:4], sys.byteorder) if ancillary else 0
-                received.append((buffer, size, step or size or 1, remote))
+            except BlockingIOError:
+                break
+            remote = self._endpoints.get(address) or self._remember(address)
+            step = int.from_bytes(ancillary[0][2][:4], sys.byteorder) if ancillary else 0
+            received.append((buffer, size, step or size or 1, remote))
         return received
 
     def send(self, datagrams: Sequence[Datagram]) -> list[Refusal]:
