@@ -1,6 +1,5 @@
 """Files on the node: whole or not there, ours or the user's, and gone in the end."""
 
-import asyncio
 import json
 import logging
 import os
@@ -8,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from weavenet.agent import install as under_test
 from weavenet.agent.install import (
     Place,
     conflist_text,
@@ -16,7 +14,6 @@ from weavenet.agent.install import (
     install_executables,
     install_network,
     is_ours,
-    keep_cni_files,
     keep_current,
     uninstall,
 )
@@ -282,22 +279,3 @@ def test_a_changed_configuration_is_set_aside_since_its_plugin_goes(place: Place
 
 def test_removal_where_nothing_was_installed_is_fine(place: Place) -> None:
     assert uninstall(place) == []
-
-
-def test_an_agent_tells_the_runtime_at_once_and_repairs_later(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(under_test, "CNI_FILES_INTERVAL_S", 0.001)
-
-    async def appears(path: Path) -> None:
-        while not path.exists():  # noqa: ASYNC110, ASYNC240 - files have no events
-            await asyncio.sleep(0)
-
-    async def run() -> None:
-        keeping = asyncio.create_task(keep_cni_files(place, LOG))
-        async with asyncio.timeout(10):
-            await appears(place.conflist)
-            await appears(place.host_root / PLUGINS / "weave-net")
-            place.conflist.unlink()
-            await appears(place.conflist)
-        keeping.cancel()
-
-    asyncio.run(run())

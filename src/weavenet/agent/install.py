@@ -14,7 +14,6 @@ A configuration that a user has changed is theirs. Ours carries the digest of it
 ignores, so that a changed one is recognised without remembering anything; and Weave Net's own, unchanged, is replaced.
 """
 
-import asyncio
 import contextlib
 import hashlib
 import json
@@ -31,7 +30,6 @@ EXECUTABLE_NAMES: Final = ("weave-net", "weave-ipam")
 CONFLIST_NAME: Final = "10-weave.conflist"
 OBSOLETE_CONFIG_NAME: Final = "10-weave.conf"
 _SET_ASIDE_NAME = f"{CONFLIST_NAME}.kept"
-CNI_FILES_INTERVAL_S: Final = 10.0  # without its files a node takes no pods; looking costs a millisecond
 _EXECUTABLE_MODE, _CONFIG_MODE = 0o755, 0o600  # CIS Kubernetes Benchmark, 1.1.9, for the second
 _CONFIG_BYTES_MAX = 1 << 20
 _MARK = "weavenet"
@@ -137,22 +135,6 @@ def uninstall(place: Place) -> list[str]:
         done.append(f"set {place.conflist} aside as {aside}")
     ours = [directory / name for directory in place.plugin_directories for name in EXECUTABLE_NAMES]
     return done + [f"removed {path}" for path in ours if _remove(path)]
-
-
-async def keep_cni_files(place: Place, log: logging.Logger) -> None:
-    """Tell the container runtime of the network, and see to it that it stays told. Raises ConfigError at first."""
-    loop = asyncio.get_running_loop()
-    for done in await loop.run_in_executor(None, install_network, place, log):
-        log.info("%s", done)
-    while True:
-        await asyncio.sleep(CNI_FILES_INTERVAL_S)
-        try:
-            repaired = await loop.run_in_executor(None, keep_current, place, log)
-        except ConfigError as error:  # a full disk, say: pods that run have their network, so this can wait
-            log.warning("%s", error)
-            continue
-        for done in repaired:
-            log.warning("was gone or replaced: %s", done)
 
 
 # --- the configuration ------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ Defaults are those of Weave's launch.sh (docs/protocol/kubernetes.md, 3.1), with
 A value that makes no sense is refused with the variable's name: "exit 2, no such option" in a pod's log helps nobody.
 """
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -20,7 +19,7 @@ import msgspec
 
 from weavenet.address import Cidr, parse_address, parse_subnet
 from weavenet.agent.config import DEFAULT_RANGE, MTU_MAX, MTU_MIN
-from weavenet.agent.install import Place
+from weavenet.agent.kube_place import DEFAULT_HOST_ROOT, Environment
 from weavenet.drivers.http import parse_listen_address
 from weavenet.errors import AddressError, ConfigError
 from weavenet.ipam.modes import parse_init_mode
@@ -29,9 +28,7 @@ DEFAULT_STATUS_ADDRESS: Final = "127.0.0.1:6784"
 DEFAULT_METRICS_ADDRESS: Final = "0.0.0.0:6782"
 DEFAULT_CONNECTION_LIMIT: Final = 200
 DEFAULT_DB_PREFIX: Final = "/weavedb/weave-net"
-DEFAULT_HOST_ROOT: Final = "/host"
 _CONNECTION_LIMIT_MAX = 1_000_000
-_NUMBER_DIGITS_MAX = 9
 
 # Understood, and without a meaning here; those who set them should know.
 _WITHOUT_MEANING = {
@@ -52,7 +49,7 @@ class Launch(msgspec.Struct, frozen=True):
 
 def launch_arguments(environment: Mapping[str, str], container_arguments: Sequence[str] = ()) -> Launch:
     """Return the agent's command line. Raises ConfigError, which names the variable."""
-    env = _Environment(environment)
+    env = Environment(environment)
     node = env.text("HOSTNAME")
     if not node:
         raise ConfigError("HOSTNAME is not set; the manifest sets it to the node's name, from spec.nodeName")
@@ -82,66 +79,11 @@ def launch_arguments(environment: Mapping[str, str], container_arguments: Sequen
     return Launch(tuple(arguments), tuple(remarks))
 
 
-def install_place(environment: Mapping[str, str], executable: Path) -> Place:
-    """Return where on the node CNI files go. Raises ConfigError."""
-    env = _Environment(environment)
-    hairpin = env.text("HAIRPIN_MODE", "true")
-    if hairpin not in {"true", "false"}:
-        raise ConfigError(f"HAIRPIN_MODE={hairpin}: must be true or false")
-    directory = env.text("WEAVE_CNI_PLUGIN_DIR")
-    if directory and not directory.startswith("/"):
-        raise ConfigError(f"WEAVE_CNI_PLUGIN_DIR={directory}: must be an absolute path, below HOST_ROOT")
-    return Place(
-        host_root=Path(env.text("HOST_ROOT", DEFAULT_HOST_ROOT)),
-        executable=executable,
-        plugin_directory=Path(directory) if directory else None,
-        hairpin=hairpin == "true",
-    )
-
-
-def wants_policy(environment: Mapping[str, str]) -> bool:
-    """Say whether network policies are to be enforced. Raises ConfigError."""
-    return _Environment(environment).switch("EXPECT_NPC")
-
-
-def init_container_ran(environment: Mapping[str, str]) -> bool:
-    """Say whether `weave-kube init` has run in a container of its own, as manifests have it since Weave Net 2.8."""
-    return environment.get("INIT_CONTAINER", "") == "true"
-
-
-class _Environment:
-    """Variables, where a blank one is as good as none: that is how `${NAME:-default}` sees it."""
-
-    def __init__(self, given: Mapping[str, str]) -> None:
-        self._given = given
-
-    def text(self, name: str, default: str = "") -> str:
-        return self._given.get(name, "").strip() or default
-
-    def words(self, name: str) -> list[str]:
-        try:
-            return shlex.split(self.text(name))
-        except ValueError as error:
-            raise ConfigError(f"{name}: {error}") from error
-
-    def number(self, name: str, default: int, least: int, most: int) -> int:
-        text = self.text(name, str(default))
-        if not (text.isascii() and text.isdigit()) or len(text) > _NUMBER_DIGITS_MAX or not least <= int(text) <= most:
-            raise ConfigError(f"{name}={text}: must be a number from {least} to {most}")
-        return int(text)
-
-    def switch(self, name: str, *, default: bool = True) -> bool:
-        text = self.text(name, "1" if default else "0")
-        if text not in {"0", "1"}:
-            raise ConfigError(f"{name}={text}: must be 0 or 1")
-        return text == "1"
-
-
 def _optional(flag: str, value: str) -> list[str]:
     return [f"{flag}={value}"] if value else []
 
 
-def _peers(env: _Environment) -> list[str]:
+def _peers(env: Environment) -> list[str]:
     peers = env.text("KUBE_PEERS").split()
     for peer in peers:
         if peer.startswith("-"):
@@ -149,7 +91,7 @@ def _peers(env: _Environment) -> list[str]:
     return peers
 
 
-def _range(env: _Environment) -> str:
+def _range(env: Environment) -> str:
     text = env.text("IPALLOC_RANGE", DEFAULT_RANGE)
     try:
         return str(parse_subnet(text))
@@ -157,7 +99,7 @@ def _range(env: _Environment) -> str:
         raise ConfigError(f"IPALLOC_RANGE: {error}") from error
 
 
-def _init(env: _Environment, peers: list[str]) -> str:
+def _init(env: Environment, peers: list[str]) -> str:
     text = env.text("IPALLOC_INIT", f"consensus={len(peers)}" if peers else "")
     if text:
         try:
@@ -167,19 +109,19 @@ def _init(env: _Environment, peers: list[str]) -> str:
     return text
 
 
-def _mtu(env: _Environment) -> str:
+def _mtu(env: Environment) -> str:
     text = env.text("WEAVE_MTU")
     return str(env.number("WEAVE_MTU", 0, MTU_MIN, MTU_MAX)) if text not in {"", "0"} else ""
 
 
-def _state_directory(env: _Environment) -> str:
+def _state_directory(env: Environment) -> str:
     prefix = env.text("DB_PREFIX", DEFAULT_DB_PREFIX)
     if not prefix.startswith("/"):
         raise ConfigError(f"DB_PREFIX={prefix}: must be an absolute path, as in {DEFAULT_DB_PREFIX}")
     return prefix.rstrip("/") if prefix.endswith("/") and prefix != "/" else str(Path(prefix).parent)
 
 
-def _expose(env: _Environment) -> str:
+def _expose(env: Environment) -> str:
     """Read what `weave expose` takes: nothing, net:default, [ip:]CIDR."""
     text = env.text("WEAVE_EXPOSE_IP")
     if text in {"", "net:default"}:
@@ -190,7 +132,7 @@ def _expose(env: _Environment) -> str:
         raise ConfigError(f"WEAVE_EXPOSE_IP={text}: {error}; or leave it out to have an address allocated") from error
 
 
-def _listeners(env: _Environment) -> list[str]:
+def _listeners(env: Environment) -> list[str]:
     """Return who listens where. What would be two listeners at one address becomes the one that says more."""
     control = _listener(env, "WEAVE_HTTP_ADDR", "")
     status = _listener(env, "WEAVE_STATUS_ADDR", DEFAULT_STATUS_ADDRESS)
@@ -204,7 +146,7 @@ def _listeners(env: _Environment) -> list[str]:
     return flags
 
 
-def _listener(env: _Environment, name: str, default: str) -> str:
+def _listener(env: Environment, name: str, default: str) -> str:
     text = env.text(name, default)
     if text.startswith("/") or not text:
         return text  # a Unix socket, or none

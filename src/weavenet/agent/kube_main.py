@@ -14,10 +14,9 @@ import click
 
 from weavenet.agent.artifacts import CNI_EXECUTABLE, artifact
 from weavenet.agent.install import Place, install_executables, uninstall
-from weavenet.agent.kube_env import init_container_ran, install_place, launch_arguments, wants_policy
 from weavenet.agent.kube_kernel import check_release, load_module, prepare_bridge_calls
+from weavenet.agent.kube_place import init_container_ran, install_place, wants_policy
 from weavenet.agent.log import open_log
-from weavenet.agent.main import main as weaver
 from weavenet.errors import WeavenetError
 
 EXIT_FAILED = 1
@@ -38,6 +37,10 @@ def init() -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def launch(arguments: tuple[str, ...]) -> None:
     """Run the agent; ARGUMENTS are further flags of weaver."""
+    # All of the agent, which the other commands do without: it takes longer to import than they take to run.
+    from weavenet.agent.kube_env import launch_arguments  # noqa: PLC0415
+    from weavenet.agent.main import main as weaver  # noqa: PLC0415
+
     started = launch_arguments(os.environ, arguments)
     place = _place()
     if not init_container_ran(os.environ):

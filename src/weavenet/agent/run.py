@@ -22,12 +22,13 @@ from weavenet.agent import run_dir
 from weavenet.agent.addresses import NodeAddresses
 from weavenet.agent.api import make_control_application, make_metrics_application, make_status_application
 from weavenet.agent.attach import CniVerbs
+from weavenet.agent.cni_files import keep_cni_files
 from weavenet.agent.config import AgentConfig, KubeOptions
 from weavenet.agent.control import AgentControl
 from weavenet.agent.expose import KEY_EXPOSED, Exposed, Exposure, decode_exposed
 from weavenet.agent.expose_api import expose_routes
 from weavenet.agent.hostports import KEY_HOST_PORTS, HostPorts, Owner
-from weavenet.agent.install import Place, keep_cni_files
+from weavenet.agent.install import Place
 from weavenet.agent.keys_api import AgentKeys, KeyHandlers, key_routes
 from weavenet.agent.leave_api import leave_routes
 from weavenet.agent.local_addresses import KEY_LOCAL_ADDRESSES, LocalAddresses
