@@ -1,12 +1,15 @@
 """Host ports on the real kernel, by CNI: from outside, the host, its loopback, the pod itself, another pod."""
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
+import sctp
 from nat_host import CLIENT, HOST, NatHost, nat_host
 
 from weavenet.errors import LabError
+from weavenet.lab.process import execute
 
 pytestmark = pytest.mark.kernel
 
@@ -46,6 +49,25 @@ def test_a_host_port_leads_to_the_pod_from_wherever_it_is_asked(node: NatHost, n
     leave(node, one, other)
     assert node.ask("host2", HOST, 8000) == ""
     assert node.run("nft", "list", "map", "ip", "weavenet", "ports").count("elements") == 0
+
+
+def test_a_host_port_of_sctp_leads_to_the_pod_and_its_answer_back(node: NatHost, names) -> None:
+    mapping = WEB | {"protocol": "sctp"}
+    one = node.pod(next(names), portMappings=[mapping])
+    node.lab.start(f"server {one.name} sctp", [sys.executable, sctp.__file__, "serve", "80"], where=one.name)
+    node.wait(lambda: sctp_answer(node, "host1", one.address, 80), "the server does not answer")
+    assert sctp_answer(node, "host2", HOST, 8000) == f"{HOST} 8000"
+    assert sctp_answer(node, "host1", HOST, 8000) == f"{HOST} 8000"
+    node.check(one, portMappings=[mapping])
+    leave(node, one)
+    assert sctp_answer(node, "host2", HOST, 8000) == ""
+
+
+def sctp_answer(node: NatHost, where: str, address: str, port: int) -> str:
+    """Return from where an SCTP port answers; blank if it does not."""
+    argv = [sys.executable, sctp.__file__, "ask", address, str(port)]
+    outcome = execute(argv, namespace=node.lab.namespace(where), timeout_s=10)
+    return outcome.output.strip() if outcome.status == 0 else ""
 
 
 def test_a_port_of_one_address_leads_nowhere_from_another(node: NatHost, names) -> None:
