@@ -329,6 +329,25 @@ def test_nothing_is_taken_over_from_ourselves_or_from_nobody(make_host: MakeHost
     assert host.notes == [f"Cannot take over the ranges of {whom}: that is no other peer of ours"]
 
 
+def test_a_nickname_of_several_peers_takes_over_from_none_of_them(make_host: MakeHost) -> None:
+    host = make_host()
+    host.hear(wire.GossipState(0, {P2: "zwei", P3: "zwei"}, None, host.allocator.ring.state()))
+    number = host.number()
+    assert host.reply(number, host.allocator.take_over(number, "zwei", host.now)) == Refused(
+        "zwei may be any of 00:00:00:00:00:02, 00:00:00:00:00:03; give the name, not the nickname"
+    )
+    number = host.number()
+    assert host.reply(number, host.allocator.take_over(number, "::2", host.now)) == TookOver(8)
+
+
+def test_who_calls_itself_by_the_name_of_another_is_not_taken_for_it(make_host: MakeHost) -> None:
+    host = make_host()
+    host.hear(wire.GossipState(0, {P3: "00:00:00:00:00:02"}, None, host.allocator.ring.state()))
+    number = host.number()
+    assert host.reply(number, host.allocator.take_over(number, "00:00:00:00:00:02", host.now)) == TookOver(8)
+    assert host.allocator.ring.owner(host.allocator.ring.entries[1].token) == P1
+
+
 # --- status -----------------------------------------------------------------------------------------------------------
 
 

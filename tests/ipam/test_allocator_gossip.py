@@ -23,7 +23,7 @@ from weavenet.errors import GossipError
 from weavenet.identity import PeerName, PeerUID
 from weavenet.ipam import wire
 from weavenet.ipam.allocator import RETRY_S
-from weavenet.ipam.books import NICKNAMES_MAX
+from weavenet.ipam.books import NICKNAME_CHARACTERS_MAX, NICKNAMES_MAX
 from weavenet.ipam.modes import Consensus, Observer
 from weavenet.ipam.paxos import NO_CLAIMS, AcceptedValue, NodeClaims, NodeID, ProposalID
 from weavenet.ipam.ring import RECEIVED_VERSION_MAX
@@ -279,6 +279,13 @@ def test_nicknames_are_learnt_and_forgotten_but_never_ours(make_host: MakeHost) 
     host.store(host.allocator.peers_removed((P1, P2, P3), ("", "", ""), host.now))
     told = wire.decode_state(host.allocator.encode_state(0.0)).nicknames
     assert told == {P1: "host1", P2: "zwei"}, "the ring mentions host 2"
+
+
+def test_a_long_nickname_is_cut(make_host: MakeHost) -> None:
+    host = make_host()
+    host.hear(wire.GossipState(0, {P2: "x" * 100_000}, None, host.allocator.ring.state()))
+    told = wire.decode_state(host.allocator.encode_state(0.0)).nicknames
+    assert len(told[P2]) == NICKNAME_CHARACTERS_MAX
 
 
 def test_a_flood_of_nicknames_is_kept_within_bounds(make_host: MakeHost) -> None:

@@ -27,6 +27,18 @@ def test_every_conduct_and_clock_error_is_drawn():
     assert {plan.clock_error_s > 0 for plan in plans} == {True, False}
 
 
+def test_passwords_and_their_changes_are_drawn_and_a_changed_one_is_the_only_one_in_the_end():
+    plans = [draw_plan(seed, HOSTS) for seed in range(1, 201)]
+    assert {(plan.has_password, plan.rotation_s is not None) for plan in plans} == {
+        (False, False),
+        (True, False),
+        (True, True),
+    }
+    run = Run(next(seed for seed in range(1, 201) if plans[seed - 1].rotation_s is not None), HOSTS)
+    assert run.play().problem is None
+    assert {key.name for host in run.world.running() for key in host.node.mesh.key_status()} == {"new"}
+
+
 def test_every_conduct_of_an_operator_can_be_played():
     for conduct in Conduct:
         _, result = play(first_seed(conduct), hosts=HOSTS)

@@ -34,11 +34,12 @@ from weavenet.effects import (
     Output,
     PutAllocation,
     PutValue,
+    Refused,
     RequestNumber,
     TookOver,
 )
 from weavenet.errors import ConfigError, DifferentRangeError, DifferentSeedsError, GossipError, IpamError, PeerNameError
-from weavenet.identity import PeerName, PeerUID, parse_peer_name
+from weavenet.identity import PeerName, PeerUID, format_peer_name, parse_peer_name
 from weavenet.ipam import wire
 from weavenet.ipam.books import CHANNEL, Books, PeerDirectory
 from weavenet.ipam.desk import Desk
@@ -195,12 +196,17 @@ class Allocator:
         return self._finish(now)
 
     def take_over(self, request: RequestNumber, ident: str, now: Now) -> list[Output]:
-        """Make the ranges of a dead peer ours, named by nickname or peer name; answered by TookOver.
+        """Make the ranges of a dead peer ours, named by nickname or peer name; answered by TookOver, or Refused.
 
         Whoever does this to a live peer, or on two peers at once, breaks the ring for good.
         """
-        peer = self._find_peer(ident)
+        found = self._find_peers(ident)
+        peer = found[0] if len(found) == 1 else None
         before = self._books.space.free_count
+        if len(found) > 1:
+            names = ", ".join(map(format_peer_name, found))
+            self._outbox.reply(request, Refused(f"{ident} may be any of {names}; give the name, not the nickname"))
+            return self._finish(now)
         if self._desk.is_closed or peer is None or peer == self.config.name:
             self._outbox.note(Level.WARNING, f"Cannot take over the ranges of {ident}: that is no other peer of ours")
         elif self.ring.transfer(peer, self.config.name):
@@ -464,14 +470,12 @@ class Allocator:
             or next(iter(named), None)
         )
 
-    def _find_peer(self, text: str) -> PeerName | None:
-        for peer in sorted(self._books.nicknames):
-            if self._books.nicknames[peer] == text:
-                return peer
+    def _find_peers(self, text: str) -> list[PeerName]:
+        """Return whom an operator may mean: a name is that peer's, whatever other peers may call themselves."""
         try:
-            return parse_peer_name(text)
+            return [parse_peer_name(text)]
         except PeerNameError:
-            return None
+            return [peer for peer, nickname in sorted(self._books.nicknames.items()) if text and nickname == text]
 
     def _phase(self, ranges: Sequence[RangeStatus]) -> Phase:
         if ranges:

@@ -32,6 +32,7 @@ from weavenet.ipam.wire import Unicast, encode_unicast
 CHANNEL = "IPallocation"
 # The peers of a large mesh and some that are gone; what is learnt beyond this is dropped.
 NICKNAMES_MAX = 20_000
+NICKNAME_CHARACTERS_MAX = 1024  # as in the topology (mesh/records.py)
 
 
 class PeerDirectory(Protocol):
@@ -121,7 +122,7 @@ class Books(msgspec.Struct):
         """Take over what others call peers; our own name we know best."""
         for peer in sorted(nicknames):
             if peer != self.name and (peer in self.nicknames or len(self.nicknames) < NICKNAMES_MAX):
-                self.nicknames[peer] = nicknames[peer]
+                self.nicknames[peer] = nicknames[peer][:NICKNAME_CHARACTERS_MAX]
 
     def forget_nickname(self, peer: PeerName) -> None:
         """Forget what a peer is called, unless it owns something."""

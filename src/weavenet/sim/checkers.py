@@ -1,11 +1,13 @@
 """What must always be true, and what must become true; judged from outside the nodes.
 
 Always: no address belongs to two containers anywhere; an address that was promised is on the disk of the host that
-promised it, and is still its owner's after any restart. At last, when everything has healed: all nodes see the same
+promised it, and is still its owner's after any restart; no connection ends for a reason that is the nodes' own, such as
+a message that nobody can read. At last, when everything has healed: all nodes see the same
 mesh, fully connected and established; all hold the same ring; and the data plane's tables carry a unicast between
 every pair of nodes, and a broadcast from any node to every other exactly once.
 """
 
+import re
 from collections import deque
 from collections.abc import Sequence
 
@@ -13,6 +15,24 @@ from weavenet.address import Address, Cidr, Range, format_address
 from weavenet.identity import PeerName, ShortID, format_peer_name
 from weavenet.overlay.forwarding import Forwarding
 from weavenet.sim.host import Host
+
+_ENDING = re.compile(r"connection shutting down due to error( during handshake)?: (.*)")
+# All that may end a connection here, where networks fail and operators err, but nobody lies.
+_ENDS = (
+    "Multiple connections to ",
+    "connection reset by peer",
+    "i/o timeout",
+    "no working forwarders to ",
+)
+_ENDS_OF_HANDSHAKES = (
+    "Found unknown remote name: ",
+    "Unable to decrypt TCP msg; is the password the same on both peers?",
+    "connection reset by peer",
+    "i/o timeout",
+    "the peer uses key ",
+)
+# Once an operator has given ranges to two peers, their rings contradict each other.
+_ENDS_OF_DISPUTES = ("Received update for IP range I own at ", "Inconsistent entries for ")
 
 
 class InvariantError(AssertionError):
@@ -37,6 +57,15 @@ class Ledger:
     def is_disputed(self, address: Address) -> bool:
         """Say whether an operator has given an address to two peers."""
         return any(address in part for part in self._disputed)
+
+    def check_ending(self, name: PeerName, note: str) -> None:
+        """Hold what a node says of the end of a connection against what may end one."""
+        found = _ENDING.search(note)
+        if found is None:
+            return
+        allowed = _ENDS_OF_HANDSHAKES if found[1] else _ENDS
+        if not found[2].startswith(allowed + (_ENDS_OF_DISPUTES if self._disputed else ())):
+            raise InvariantError(f"{format_peer_name(name)} ended a connection: {note}")
 
     def ask(self, name: PeerName, ident: str) -> None:
         """A container asks for an address, perhaps again; it may never hear of it."""

@@ -5,14 +5,16 @@ Everything is drawn up front or as it happens from the world's one random stream
 
 import random
 import traceback
+from collections.abc import Callable
 from functools import partial
 
 import msgspec
 
 from weavenet.address import Address, Cidr, Endpoint, format_address
-from weavenet.identity import PeerName
+from weavenet.identity import PeerName, format_peer_name
 from weavenet.ipam.modes import Consensus, InitMode, Seed
 from weavenet.mesh.connector import Target
+from weavenet.mesh.keyring import Keyring
 from weavenet.node.inputs import Connect
 from weavenet.sim.checkers import InvariantError, is_only_disputed, unconverged
 from weavenet.sim.host import Host
@@ -28,6 +30,9 @@ STEP_S = 0.5
 SAFETY_S = 20.0
 LIVENESS_S = 900.0
 LIVENESS_STEP_S = 10.0
+PASSWORD_SHARE = 0.3  # of runs
+PASSWORD, NEXT_PASSWORD, FIRST_KEY = b"old", b"new", "initial"
+EVERYWHERE = Cidr.parse("0.0.0.0/0")
 CONFLICT_S = 60.0  # how long a mesh is watched that an operator has set at odds with itself
 
 
@@ -51,6 +56,9 @@ class Plan(msgspec.Struct, frozen=True):
     misdeed_s: float  # when a hasty or rash operator acts
     # And this again after those, and apart.
     compact_share: float  # of hosts that have compact gossip; the others gossip as Weave's peers do
+    # And this.
+    has_password: bool
+    rotation_s: tuple[float, float] | None  # when another password is added and used by those that run, meanwhile
 
 
 def draw_plan(seed: int, hosts: int) -> Plan:
@@ -58,6 +66,9 @@ def draw_plan(seed: int, hosts: int) -> Plan:
     rng = random.Random(f"plan {seed}")  # noqa: S311 - replayable is the point
     later = random.Random(f"later {seed}")  # noqa: S311 - the same
     last = random.Random(f"last {seed}")  # noqa: S311 - the same
+    sealing = random.Random(f"sealing {seed}")  # noqa: S311 - the same
+    has_password = sealing.random() < PASSWORD_SHARE
+    added_s = sealing.uniform(SAFETY_S / 4, SAFETY_S / 2)
     names = tuple(PeerName(FIRST_NAME + index + 1) for index in range(hosts))
     mode: InitMode = Seed(names) if rng.random() < 0.25 else Consensus(hosts)
     return Plan(
@@ -81,6 +92,8 @@ def draw_plan(seed: int, hosts: int) -> Plan:
         conduct=draw_conduct(later),
         misdeed_s=later.uniform(SAFETY_S / 4, SAFETY_S * 3 / 4),
         compact_share=last.choice([1.0, 1.0, 0.5, 0.0]),
+        has_password=has_password,
+        rotation_s=(added_s, added_s + SAFETY_S / 4) if has_password and sealing.random() < 0.5 else None,
     )
 
 
@@ -99,7 +112,20 @@ class Run:
     def __init__(self, seed: int, hosts: int) -> None:
         """Draw the plan; nothing has happened yet."""
         self.plan = draw_plan(seed, hosts)
-        self.world = World(seed, self.plan.universe, self.plan.mode)
+        # With trusted subnets fastdp carries the traffic all the same; control connections are sealed.
+        password = Keyring.of(PASSWORD) if self.plan.has_password else None
+        self.world = World(
+            seed,
+            self.plan.universe,
+            self.plan.mode,
+            keyring=password,
+            trusted_subnets=(EVERYWHERE,) if password else (),
+            is_honest=True,
+        )
+        self._changes: list[tuple[float, Callable[[Host], None]]] = []  # of passwords, in order of time
+        if self.plan.rotation_s is not None:
+            added_s, used_s = self.plan.rotation_s
+            self._changes = [(added_s, self._add_key), (used_s, self._use_key)]
         self._later = random.Random(f"run {seed}")  # noqa: S311 - replayable is the point
         self._last = random.Random(f"last run {seed}")  # noqa: S311 - the same
         self._next_ident = 1
@@ -115,9 +141,10 @@ class Run:
             world.run_until(world.now_s + STEP_S)
             self._misfortune()
             self._operate()
+            self._rotate()
             self._containers()
         self._heal()
-        problem = self._converge()
+        problem = self._converge() or self._end_rotation()
         converged_s = world.now_s - SAFETY_S
         if problem is None and self.plan.conduct is Conduct.CAREFUL and self._retired:
             take_over_rightly(world, self._later, self._retired)
@@ -185,6 +212,40 @@ class Run:
         else:
             world.lose_power(lost)
             take_over_wrongly(world, lost.name, heirs[:1])
+
+    # --- passwords
+
+    def _add_key(self, host: Host) -> None:
+        self.world.add_key(host, "new", NEXT_PASSWORD)
+
+    def _use_key(self, host: Host) -> None:
+        self.world.use_key(host, "new")
+
+    def _rotate(self) -> None:
+        """Go on changing the password, on those hosts that run just now."""
+        while self._changes and self._changes[0][0] <= self.world.now_s:
+            _, change = self._changes.pop(0)
+            for host in self.world.running():
+                change(host)
+
+    def _end_rotation(self) -> str | None:
+        """Do on all hosts what was missed on some, and retire the first password; say what is not as it must become."""
+        if self.plan.rotation_s is None:
+            return None
+        for change in (self._add_key, self._use_key, lambda host: self.world.retire_key(host, FIRST_KEY)):
+            for host in self.world.running():
+                change(host)
+            problem = self._converge()
+            if problem is not None:
+                return f"while the password was changed: {problem}"
+        for host in self.world.running():
+            assert host.node is not None
+            known = [key.name for key in host.node.mesh.key_status()]
+            if known != ["new"]:
+                return f"{format_peer_name(host.name)} has the passwords {known}"
+        return None
+
+    # --- bad luck
 
     def _partition(self) -> None:
         rng = self.world.rng

@@ -65,8 +65,11 @@ class World:
         trusted_subnets: tuple[Cidr, ...] = (),
         overlays: str = FASTDP,
         discovery: bool = True,
+        is_honest: bool = False,
     ) -> None:
         """Create an empty world; `seed` determines all that follows.
+
+        `is_honest` is whether nobody here lies, so that a connection that ends as if somebody did is a violation.
 
         `keyring` is what each host has at its first start; later ones find on disk what became of it.
         """
@@ -74,6 +77,7 @@ class World:
         self._trusted_subnets = trusted_subnets
         self._overlays = overlays
         self._discovery = discovery
+        self._is_honest = is_honest
         self.seed = seed
         self.rng = random.Random(seed)  # noqa: S311 - replayable is the point
         self.universe = universe
@@ -354,6 +358,8 @@ class World:
         if isinstance(effect, Note):
             self.ring_conflicts += any(sign in effect.text for sign in RING_CONFLICT_SIGNS)
             self.notes.append((host.name, effect))
+            if self._is_honest:
+                self.ledger.check_ending(host.name, effect.text)
 
     def _note(self, text: str) -> None:
         self._trace.update(f"{self.now_s:.9f} {text}".encode())
