@@ -7,15 +7,18 @@ here. What decodes is encoded again and must decode to the same where there is a
 `node` and `introduction` are state machines: the bytes are a script of what happens to them.
 """
 
+import asyncio
 import contextlib
 import functools
+import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
-import h11
 import msgspec
 
 from weavenet.address import Address, Cidr, Endpoint, parse_subnet
+from weavenet.agent.dispatch import Call, Route, make_application
 from weavenet.agent.hostports import decode_host_ports, encode_host_ports
 from weavenet.agent.install import is_ours
 from weavenet.agent.local_addresses import decode_local_addresses, encode_local_addresses
@@ -26,6 +29,7 @@ from weavenet.codec.gob import Decoder
 from weavenet.codec.ip import fragment, ipv4_header_bytes
 from weavenet.codec.vxlan import decode_header
 from weavenet.drivers.cni import parse_strings
+from weavenet.drivers.http import Response, _Connection
 from weavenet.effects import CloseTcp, ConnectionNumber, GossipKind, Now, Output
 from weavenet.errors import (
     AddressError,
@@ -416,12 +420,64 @@ def network_annotation(data: bytes) -> None:
 
 @target
 def http_request(data: bytes) -> None:
-    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=16 << 10)
-    with contextlib.suppress(h11.RemoteProtocolError):
-        connection.receive_data(data)
-        while connection.next_event() not in (h11.NEED_DATA, h11.PAUSED):
-            if connection.their_state in {h11.DONE, h11.MUST_CLOSE, h11.CLOSED}:
-                break
+    loop = _loop()
+    written = loop.run_until_complete(_serve(data))
+    assert len(written) < 4 * len(data) + 4096
+    if written:
+        status = int(written[9:12])
+        assert written.startswith(b"HTTP/1.1 "), written
+        assert status in {100, 200, 400, 404, 405, 408, 413, 431, 501}, written
+
+
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    return asyncio.new_event_loop()
+
+
+async def _serve(data: bytes) -> bytes:
+    """Serve one client, who sends all this, and hangs up once nothing more happens; return what it was sent."""
+    reader, writer = asyncio.StreamReader(), _Writer()
+    serving = asyncio.ensure_future(_Connection(_APPLICATION, reader, cast("asyncio.StreamWriter", writer)).serve())
+    reader.feed_data(data)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    reader.feed_eof()
+    await serving
+    return bytes(writer.written)
+
+
+class _Writer:
+    """As much of a StreamWriter, and of its transport, as is used; nothing is behind it."""
+
+    def __init__(self) -> None:
+        self.written = bytearray()
+        self.write = self.written.extend
+        self.transport = self
+
+    async def drain(self) -> None:
+        await asyncio.sleep(0)
+
+    def set_write_buffer_limits(self, high: int) -> None:
+        del high
+
+    def is_closing(self) -> bool:
+        return False
+
+    def write_eof(self) -> None:
+        return
+
+    close = abort = write_eof
+
+
+async def _reflect(call: Call) -> Response:
+    subnet = parse_subnet(f"{call.parts.get('ip', '')}/{call.parts.get('length', '')}")
+    return Response(200, f"{subnet} {sorted(call.query)} {sorted(call.form)} {call.accept}".encode())
+
+
+_APPLICATION = make_application(
+    logging.getLogger("fuzz"),
+    [Route(method, "/ip/{ident}/{ip}/{length}", _reflect) for method in ("GET", "PUT", "POST")],
+)
 
 
 @target
