@@ -133,6 +133,14 @@ def test_a_packet_is_no_longer_than_ipv4_allows() -> None:
     assert cut(joined) == frames + more
 
 
+def test_a_packet_has_no_more_parts_than_one_call_of_the_kernel_takes() -> None:
+    packet = ipv4_tcp(payload_of(8 * 2000))
+    frames = [tagged(piece) for piece in segments(packet.frame, packet.transport_at, 8)]
+    joined = join(frames)
+    assert max(map(len, joined)) <= 1024
+    assert cut(joined) == frames
+
+
 def test_all_else_is_left_alone_and_in_order() -> None:
     arp = tagged(bytes(12) + b"\x08\x06" + bytes(46))
     ipv6 = [tagged(piece) for piece in segments(ipv6_tcp(payload_of(3 * MSS)).frame, 54, MSS)]

@@ -33,6 +33,7 @@ _TCP = 6
 _ACK, _PUSH = 0x10, 0x08
 _PACKET_BYTES_MAX = 65_535
 _SEGMENT_BYTES_MIN = 8  # TCP_MIN_GSO_SIZE of <net/tcp.h>
+_PARTS_MAX = 512  # half of IOV_MAX: what sendmsg(2) takes
 _ONES = 0xFFFF
 # Folding a long number at multiples of 16 bits keeps what is left of it modulo 0xFFFF, and is faster than dividing.
 _FOLDS = tuple((16 * words, (1 << 16 * words) - 1) for words in (384, 192, 96, 48, 24))
@@ -91,6 +92,7 @@ class _Run:
             and payload_at == self._payload_at
             and 0 < len(frame) - payload_at <= self._segment_bytes
             and len(frame) - _IPV4_AT + self._size <= _PACKET_BYTES_MAX
+            and len(self._parts) < _PARTS_MAX
             and frame[_FLAGS_AT] & ~_PUSH == _ACK
             and _same(frame, payload_at) == self._same
             and (self._parts or _is_intact(self._first))
