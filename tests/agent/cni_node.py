@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from weavenet.address import Address, Cidr
+from weavenet.address import Address, Cidr, format_address
 from weavenet.agent.attach import CniVerbs
 from weavenet.agent.hostports import Owner
 from weavenet.agent.local_addresses import LocalAddresses
@@ -61,6 +61,14 @@ class FakeAddresses:
             raise
         self.held[ident] = Cidr(Address(free), wanted.prefix_length)
         self.happened.append(f"allocate {ident}")
+        return self.held[ident]
+
+    async def assign(self, ident: str, wanted: Address, subnet: Cidr | None) -> Cidr:
+        within = subnet or RANGE
+        if wanted in {cidr.address for owner, cidr in self.held.items() if owner != ident}:
+            raise IpamError(f"address {format_address(wanted)} is already owned")
+        self.held[ident] = Cidr(wanted, within.prefix_length)
+        self.happened.append(f"assign {ident}")
         return self.held[ident]
 
     async def release(self, ident: str) -> None:

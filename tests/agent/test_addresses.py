@@ -6,7 +6,7 @@ import pytest
 from fake_agent import RANGE, Agent, running
 from virtual_time import run, settle
 
-from weavenet.address import Cidr
+from weavenet.address import Cidr, parse_address
 from weavenet.agent.addresses import ALLOCATE_S, EXPOSED, NodeAddresses
 from weavenet.effects import Refused
 from weavenet.errors import IpamError, KernelError
@@ -60,6 +60,24 @@ def test_an_address_is_of_the_subnet_that_was_asked_for() -> None:
             assert (await addresses.allocate("c1/eth0", subnet)).network == subnet
             with pytest.raises(IpamError, match="out of bounds"):
                 await addresses.allocate("c1/eth1", Cidr.parse("192.0.2.0/24"))
+
+    run(scenario())
+
+
+def test_a_certain_address_is_given_to_one_only() -> None:
+    async def scenario() -> None:
+        async with running(disk_is_prompt=True) as agent:
+            addresses, _ = addresses_of(agent)
+            subnet, wanted = Cidr.parse("10.32.0.128/25"), parse_address("10.32.0.200")
+            for _ in range(2):
+                assert str(await addresses.assign("c1/eth0", wanted, subnet)) == "10.32.0.200/25"
+            assert await addresses.owned() == {"c1/eth0": (Cidr(wanted, 25),)}
+            with pytest.raises(IpamError, match=r"10\.32\.0\.200"):
+                await addresses.assign("c2/eth0", wanted, subnet)
+            for nobodys in ("10.32.0.128", "10.32.0.255", "10.32.0.5"):
+                with pytest.raises(IpamError, match="is no host's address in"):
+                    await addresses.assign("c2/eth0", parse_address(nobodys), subnet)
+            assert await addresses.lookup("c2/eth0") == ()
 
     run(scenario())
 

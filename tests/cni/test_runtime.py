@@ -6,7 +6,7 @@ import pytest
 
 from weavenet.address import parse_address
 from weavenet.cni.codes import Code
-from weavenet.cni.config import NetPluginKeys, NetworkConfig, decode_keys, parse_config
+from weavenet.cni.config import IpamPluginKeys, NetPluginKeys, NetworkConfig, decode_keys, parse_config
 from weavenet.cni.runtime import Bandwidth, HostPort, Rate
 from weavenet.errors import CniError
 
@@ -73,6 +73,32 @@ def test_an_impossible_limit_is_refused(limits: dict[str, int]) -> None:
     with pytest.raises(CniError) as refused:
         parse(bandwidth=limits)
     assert refused.value.code == Code.INVALID_CONFIG
+
+
+@pytest.mark.parametrize("text", ["10.32.7.7", "10.32.7.7/24"])
+def test_an_address_may_be_asked_for_with_a_prefix_or_without(text: str) -> None:
+    assert parse(ips=[text]).ipam.wanted == parse_address("10.32.7.7")
+    stdin = json.dumps({"name": "weave", "ipam": {"type": "weave-ipam"}, "runtimeConfig": {"ips": [text]}}).encode()
+    assert parse_config(decode_keys(stdin, IpamPluginKeys)).ipam.wanted == parse_address("10.32.7.7")
+
+
+@pytest.mark.parametrize("nothing", [None, []])
+def test_a_runtime_that_asks_for_no_address_gets_any(nothing: object) -> None:
+    assert parse(ips=nothing).ipam.wanted is None
+
+
+@pytest.mark.parametrize(
+    ("ips", "said"),
+    [
+        (["10.32.7.7", "fd00::7"], "2 ips"),
+        (["fd00::7"], "invalid ips 'fd00::7'"),
+        (["10.32.7.7/33"], "invalid ips '10.32.7.7/33'"),
+    ],
+)
+def test_an_address_that_cannot_be_given_is_refused(ips: list[str], said: str) -> None:
+    with pytest.raises(CniError) as refused:
+        parse(ips=ips)
+    assert (refused.value.code, refused.value.message) == (Code.INVALID_CONFIG, f"invalid runtimeConfig: {said}")
 
 
 def test_keys_as_containerd_spells_them_are_the_same_keys() -> None:

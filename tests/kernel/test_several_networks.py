@@ -131,6 +131,30 @@ def test_a_bridge_that_is_missing_is_a_clear_error_and_leaves_nothing(tmp_path: 
         network.delete(sandbox, "{}")
 
 
+def test_a_pod_gets_the_address_that_it_asks_for_on_either_kind_of_network_and_nobody_else_does(tmp_path: Path) -> None:
+    with mesh_lab.running_lab(tmp_path, "asked", 1) as lab:
+        (host,) = lab.record.hosts
+        add_docker0(lab, host)
+        pod, other = lab.add_pod(host), lab.add_pod(host)
+        backend = {**CNI_CONFIGURATION, "name": "backend", "ipam": {"type": "weave-ipam", "subnet": "10.33.0.0/24"}}
+        for interface, network, wanted in (("net1", DOCKER, "172.17.0.77"), ("net2", backend, "10.33.0.77")):
+            asking = {**network, "runtimeConfig": {"ips": [wanted]}}
+            chosen, sandbox = second(lab, host, pod, interface, **asking)
+            for _ in range(2):  # a runtime whose answer was lost asks again
+                result = chosen.add(sandbox)
+                assert json.loads(result)["ips"][0]["address"] == f"{wanted}/24"
+            assert pings(lab, pod, wanted)
+            chosen.check(sandbox, result)
+            refused, elsewhere = second(lab, host, other, interface, **asking)
+            with pytest.raises(LabError, match=wanted.replace(".", r"\.")):
+                refused.add(elsewhere)
+            chosen.delete(sandbox, result)
+            freed = refused.add(elsewhere)
+            assert json.loads(freed)["ips"][0]["address"] == f"{wanted}/24"
+            refused.delete(elsewhere, freed)
+        assert masters(lab, host) == ["weave", "weave"]
+
+
 @contextlib.contextmanager
 def api_server(lab: Lab, base: Path, where: HostRecord) -> Iterator[str]:
     listen, control = f"{where.address}:6443", base / "api.sock"

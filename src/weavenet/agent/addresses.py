@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import assert_never
 
-from weavenet.address import Address, Cidr
+from weavenet.address import Address, Cidr, format_address
 from weavenet.agent.loop import NodeLoop
 from weavenet.effects import Cancelled, Done, Granted, Outcome, Refused, TookOver
 from weavenet.errors import IpamError, IpamWaitError
@@ -50,6 +50,17 @@ class NodeAddresses:
                 raise IpamWaitError(f"no address became available within {wait_s:.0f} s; {self._why_waiting()}")
             case _:
                 raise IpamError(_reason(outcome))
+
+    async def assign(self, ident: str, wanted: Address, subnet: Cidr | None) -> Cidr:
+        """Reserve this very address of a subnet, or of the default one, and return it. Raises IpamError."""
+        ipam = self._loop.node.ipam
+        if ipam is None:
+            raise IpamError(_OFF)
+        within = subnet or ipam.config.default_subnet
+        if wanted not in within.host_range:
+            raise IpamError(f"{format_address(wanted)} is no host's address in {within.network}")
+        await self.claim(ident, cidr := Cidr(wanted, within.prefix_length))
+        return cidr
 
     async def claim(self, ident: str, address: Cidr) -> None:
         """Give an identifier this very address; without IPAM there is nobody to ask. Raises IpamError."""

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 
-from weavenet.address import Address, Cidr
+from weavenet.address import Address, Cidr, format_address
 from weavenet.cni.host_local import LocalRange
 from weavenet.effects import PutValue
 from weavenet.errors import AddressError, IpamError
@@ -36,24 +36,29 @@ class LocalAddresses:
         except (msgspec.DecodeError, UnicodeDecodeError, AddressError) as error:
             self._log.warning("the stored local addresses cannot be read, and are forgotten: %s", error)
 
-    async def allocate(self, ident: str, wanted: LocalRange, taken: frozenset[Address]) -> Cidr:
+    async def allocate(
+        self, ident: str, wanted: LocalRange, taken: frozenset[Address], address: Address | None = None
+    ) -> Cidr:
         """Return the identifier's address, reserving a free one if it has none. Raises IpamError and StoreError.
 
-        `taken` are addresses that nobody may get, such as the bridge's.
+        `taken` are addresses that nobody may get, such as the bridge's; `address` is the one that it must be.
         """
         async with self._lock:
             held = self._held.get(ident)
-            if held is not None and held.network == wanted.subnet:
+            if held is not None and held.network == wanted.subnet and address in {None, held.address}:
                 return held
-            given = frozenset(address.address for address in self._held.values())
-            chosen = wanted.choose(given | taken, self._last.get(wanted.subnet))
+            others = frozenset(cidr.address for owner, cidr in self._held.items() if owner != ident)
+            chosen = wanted.choose(others | taken, self._last.get(wanted.subnet), address)
             if chosen is None:
-                raise IpamError(f"no free address is left in {wanted.usable} of {wanted.subnet} on this node")
+                what = "no free address is left" if address is None else f"{format_address(address)} is not free"
+                raise IpamError(f"{what} in {wanted.usable} of {wanted.subnet} on this node")
             self._held[ident] = chosen
             try:
                 await self._save()
             except BaseException:
                 del self._held[ident]
+                if held is not None:
+                    self._held[ident] = held
                 raise
             self._last[wanted.subnet] = chosen.address
             return chosen

@@ -23,7 +23,9 @@ class PodAddresses:
         """Return the identifier's address, reserving one if it has none; `taken` are nobody's. Raises CniError."""
         try:
             if ipam.local is not None:
-                return await self._local.allocate(ident, ipam.local, taken)
+                return await self._local.allocate(ident, ipam.local, taken, ipam.wanted)
+            if ipam.wanted is not None:
+                return await self._mesh.assign(ident, ipam.wanted, ipam.subnet)
             return await self._mesh.allocate(ident, ipam.subnet)
         except IpamError as error:
             code = Code.TRY_AGAIN_LATER if isinstance(error, IpamWaitError) else Code.NO_ADDRESS

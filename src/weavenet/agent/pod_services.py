@@ -23,6 +23,10 @@ class AddressService(Protocol):
         """
         ...
 
+    async def assign(self, ident: str, wanted: Address, subnet: Cidr | None) -> Cidr:
+        """Reserve this very address of a subnet, or of the default one, for an identifier, and return it."""
+        ...
+
     async def release(self, ident: str) -> None:
         """Free all that an identifier holds."""
         ...

@@ -12,6 +12,7 @@ import re
 from typing import TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from weavenet.address import Address, Cidr, parse_address
 from weavenet.cni.codes import Code, SpecVersion
@@ -24,6 +25,7 @@ from weavenet.cni.runtime import (
     WrittenRuntimeConfig,
     parse_bandwidth,
     parse_port_mappings,
+    parse_wanted_address,
 )
 from weavenet.errors import AddressError, CniError
 
@@ -49,6 +51,7 @@ class IpamConfig(msgspec.Struct, frozen=True):
     gateway: Address | None = None
     routes: tuple[Route, ...] = ()
     local: LocalRange | None = None
+    wanted: Address | None = None  # the very address to give, asked for by whoever calls
 
 
 class NetworkConfig(msgspec.Struct, frozen=True):
@@ -95,6 +98,7 @@ class IpamPluginKeys(NameKeys):
     valid_attachments: list[_WrittenAttachment] | msgspec.UnsetType | None = msgspec.field(
         default=msgspec.UNSET, name="cni.dev/valid-attachments"
     )
+    runtimeConfig: WrittenRuntimeConfig | None = None  # noqa: N815
 
 
 class NetPluginKeys(IpamPluginKeys):
@@ -106,7 +110,6 @@ class NetPluginKeys(IpamPluginKeys):
     isGateway: bool | None = None  # noqa: N815
     ipMasq: bool | None = None  # noqa: N815
     dns: Dns | None = None
-    runtimeConfig: WrittenRuntimeConfig | None = None  # noqa: N815
 
 
 _Keys = TypeVar("_Keys", bound=NameKeys)
@@ -147,8 +150,9 @@ def parse_config(keys: IpamPluginKeys) -> NetworkConfig:
     """Check everything that ADD uses. Raises CniError, with Weave's texts where it has one."""
     network = parse_network_name(keys.name)
     written = keys.ipam or _WrittenIpam()
+    wanted = parse_wanted_address(keys.runtimeConfig)
     if not isinstance(keys, NetPluginKeys):
-        return NetworkConfig(network, ipam=_parse_ipam(written))
+        return NetworkConfig(network, ipam=replace(_parse_ipam(written), wanted=wanted))
     if keys.isGateway:
         raise CniError(Code.UNSUPPORTED_FIELD, "Gateway functionality not supported", "isGateway is true; remove it.")
     if keys.ipMasq:
@@ -173,7 +177,7 @@ def parse_config(keys: IpamPluginKeys) -> NetworkConfig:
         bridge,
         keys.mtu or None,
         keys.hairpinMode,
-        ipam,
+        replace(ipam, wanted=wanted),
         keys.dns or NO_DNS,
         parse_port_mappings(keys.runtimeConfig),
         parse_bandwidth(keys.runtimeConfig),

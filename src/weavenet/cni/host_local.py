@@ -23,9 +23,16 @@ class LocalRange(msgspec.Struct, frozen=True):
     usable: Range
     gateway: Address | None = None
 
-    def choose(self, taken: frozenset[Address], after: Address | None) -> Cidr | None:
-        """Return the next free address behind the last one, so that one just freed rests; None if all are taken."""
-        free = self.usable.next_free(after, taken if self.gateway is None else taken | {self.gateway})
+    def choose(self, taken: frozenset[Address], after: Address | None, wanted: Address | None = None) -> Cidr | None:
+        """Return the next free address behind the last one, so that one just freed rests, or the one that is wanted.
+
+        None if that is taken, or all are.
+        """
+        taken = taken if self.gateway is None else taken | {self.gateway}
+        if wanted is not None:
+            free = wanted if wanted in self.usable and wanted not in taken else None
+        else:
+            free = self.usable.next_free(after, taken)
         return None if free is None else Cidr(free, self.subnet.prefix_length)
 
 

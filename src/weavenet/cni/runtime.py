@@ -2,6 +2,7 @@
 
     portMappings    [{hostPort, containerPort, protocol, hostIP}]
     bandwidth       {ingressRate, ingressBurst, egressRate, egressBurst}     bits per second, bits; 0 is no limit
+    ips             ["10.32.7.7"]      one IPv4 address, with a prefix length or without, which the container must get
 
 containerd writes `HostPort` and `IngressRate`, from Go structs without tags, and Go's decoder takes that for the same
 (encoding/json, "preferring exact matches but also accepting case-insensitive matches"). So the case of their letters
@@ -15,7 +16,7 @@ from typing import TypeVar
 
 import msgspec
 
-from weavenet.address import Address, parse_address
+from weavenet.address import Address, Cidr, parse_address
 from weavenet.cni.codes import Code
 from weavenet.errors import AddressError, CniError
 
@@ -80,6 +81,20 @@ class WrittenRuntimeConfig(msgspec.Struct):
 
     portMappings: list[_Object] | None = None  # noqa: N815
     bandwidth: _Object | None = None
+    ips: list[str] | None = None
+
+
+def parse_wanted_address(written: WrittenRuntimeConfig | None) -> Address | None:
+    """Return the address that the container must get; None for any. Raises CniError."""
+    texts = (written.ips if written is not None else None) or []
+    if not texts:
+        return None
+    if len(texts) > 1:
+        raise _refused(f"{len(texts)} ips", "An interface gets one address here; ask for one.")
+    try:
+        return Cidr.parse(texts[0]).address if "/" in texts[0] else parse_address(texts[0])
+    except AddressError as error:
+        raise _refused(f"invalid ips {texts[0][:64]!r}", error.reason) from error
 
 
 def parse_port_mappings(written: WrittenRuntimeConfig | None) -> tuple[HostPort, ...]:
