@@ -112,7 +112,7 @@ else
 	echo 'kernel: skipped: the tests in network namespaces need root'
 endif
 
-bench: setup ## measure beside the bare link, kernel VXLAN and Debian's plugins; writes docs/benchmarks.* (root)
+bench: setup ## measure beside bare link, kernel VXLAN, Debian's plugins, and the Weave Net that WEAVENET_REAL_WEAVER names (root)
 	$(BIN)/python -m weavenet.lab bench
 
 check: lint sim unit ## lint, unit and sim: rootless
