@@ -132,14 +132,14 @@ def test_data_for_the_same_slot_merge_in_order_and_others_stay_apart() -> None:
     pending.add(slot(), Numbers((3,)))
     pending.add(slot(GossipKind.BROADCAST), Numbers((4,)))
     pending.add(slot(channel="d"), Numbers((5,)))
-    assert pending
+    assert not pending.is_empty
     assert pending.take() == [
         (slot(), Numbers((3,))),
         (slot(channel="d"), Numbers((5,))),
         (slot(GossipKind.BROADCAST), Numbers((1, 4))),
         (slot(GossipKind.BROADCAST, peer=B), Numbers((2,))),
     ]
-    assert not pending
+    assert pending.is_empty
     assert pending.take() == []
 
 

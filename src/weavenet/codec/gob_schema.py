@@ -298,7 +298,15 @@ class Struct(Schema[T]):
             for number, field in enumerate(fields)
         )
         assert len(fields) < 0x80, f"{cls}: field numbers must differ by less than what one byte can say"
-        self._zeros = tuple((slot, schema.zero) for slot, schema in self._slots.values())
+        # What reading begins with. A zero that can be changed is made anew for each.
+        self._zeros: list[object] = [None] * len(attributes)
+        for slot, schema in self._slots.values():
+            self._zeros[slot] = schema.zero()
+        self._fresh = tuple(
+            (slot, schema.zero)
+            for slot, schema in self._slots.values()
+            if not isinstance(schema, _Builtin | _Uint | _Optional)
+        )
 
     def write(self, out: bytearray, value: T) -> None:
         """Append the fields that are not zero, and the end mark."""
@@ -345,8 +353,13 @@ class Struct(Schema[T]):
             values = blank()
             number = -1
             # The loop of read_field_numbers, by hand: this one runs once per field of every struct that arrives.
-            while cursor.position < cursor.end:
-                delta = read_unsigned(cursor)
+            data, end = cursor.data, cursor.end
+            while cursor.position < end:
+                delta = data[cursor.position]
+                if delta < 0x80:  # nearly always, and then read_unsigned would do no more than this
+                    cursor.position += 1
+                else:
+                    delta = read_unsigned(cursor)
                 if not delta:
                     break
                 number += delta
@@ -362,8 +375,8 @@ class Struct(Schema[T]):
         return read
 
     def _blank(self) -> list[object]:
-        values: list[object] = [None] * len(self._zeros)
-        for slot, zero in self._zeros:
+        values = self._zeros.copy()
+        for slot, zero in self._fresh:
             values[slot] = zero()
         return values
 

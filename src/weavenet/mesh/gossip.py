@@ -158,11 +158,9 @@ class Pending:
 
     def __init__(self) -> None:
         """Have nothing waiting."""
+        self.is_empty = True  # asked of every connection at every event, so it is no method
         self._slots: dict[Slot, GossipData] = {}
         self._surrogate_bytes = 0
-
-    def __bool__(self) -> bool:
-        return bool(self._slots)
 
     def add(self, slot: Slot, data: GossipData) -> bool:
         """Merge data into their slot. False: there is too much already, and they are not in it."""
@@ -174,6 +172,7 @@ class Pending:
             return False
         self._surrogate_bytes += size_bytes
         self._slots[slot] = data if waiting is None else waiting.merge(data)
+        self.is_empty = False
         return True
 
     def take(self) -> list[tuple[Slot, GossipData]]:
@@ -182,6 +181,7 @@ class Pending:
         taken = sorted(self._slots.items(), key=lambda item: item[0].kind is GossipKind.BROADCAST)
         self._slots = {}
         self._surrogate_bytes = 0
+        self.is_empty = True
         return taken
 
 

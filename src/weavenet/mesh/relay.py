@@ -89,7 +89,7 @@ class Relay:
     def flush(self, out: list[Output]) -> None:
         """Encode and send whatever waits in connections that can take it."""
         for link in self._links.added():
-            if link.writable and link.pending:
+            if not link.pending.is_empty and link.writable:
                 for slot, data in link.pending.take():
                     self._send(link, slot, data, out)
 
