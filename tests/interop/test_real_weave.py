@@ -3,6 +3,7 @@
 They run where WEAVENET_REAL_WEAVER names a `weaver` of Weave Net's, and are skipped elsewhere.
 """
 
+import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,6 +64,14 @@ def allocate(mesh: Mixed, number: int, ident: str) -> str:
     if mesh.kinds[number - 1] == THEIRS:
         return mesh.real.api(host, "POST", f"/ip/{ident}")
     return agents.query(mesh.lab.paths, host, f"/ip/{ident}", "POST")
+
+
+def free(mesh: Mixed, number: int, ident: str) -> None:
+    host = mesh.hosts[number - 1]
+    if mesh.kinds[number - 1] == THEIRS:
+        mesh.real.api(host, "DELETE", f"/ip/{ident}")
+    else:
+        agents.query(mesh.lab.paths, host, f"/ip/{ident}", "DELETE")
 
 
 @pytest.mark.parametrize("password", ["", SECRET], ids=["plain", "sealed"])
@@ -130,6 +139,25 @@ def test_one_kind_begs_addresses_of_the_other_and_none_is_given_twice(mesh: Mixe
     given += [allocate(mesh, 2, f"two-{number}") for number in range(70)]
     assert len(set(given)) == len(given)
     until_same(mesh, 1, 2)
+
+
+@meshes((OURS, THEIRS, OURS, THEIRS))
+def test_two_thousand_allocations_and_frees_over_both_kinds_give_no_address_twice(mesh: Mixed) -> None:
+    mesh.start_all(("--ipalloc-range=10.32.0.0/23",))
+    rng = random.Random(1)
+    held: dict[tuple[int, str], str] = {}
+    for count in range(2000):
+        if held and rng.random() < 0.4:
+            number, ident = rng.choice(list(held))
+            free(mesh, number, ident)
+            del held[number, ident]
+        else:
+            number, ident = rng.randint(1, 4), f"pod-{count}"
+            address = allocate(mesh, number, ident)
+            assert address not in held.values(), f"{address}, the second time"
+            held[number, ident] = address
+    until_same(mesh, 1, 2, 3, 4)
+    assert sum(shares(mesh, 1).values()) == 512
 
 
 @meshes((OURS, THEIRS, OURS), (THEIRS, OURS, THEIRS), (OURS, OURS, THEIRS), (THEIRS, THEIRS, OURS))

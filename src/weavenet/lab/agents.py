@@ -82,7 +82,7 @@ def query(paths: Paths, host: HostRecord, url: str, method: str = "GET") -> str:
         raise LabError(f"the agent of {host.name} does not answer: {error}") from None
     finally:
         connection.close()
-    if response.status != http.client.OK:
+    if response.status not in {http.client.OK, http.client.NO_CONTENT}:
         raise LabError(f"the agent of {host.name} answered {url} with {response.status}: {body.strip()}")
     return body
 
