@@ -16,7 +16,8 @@ from weavenet.dataplane.limits import Limiter, RateLimit, limiter_of
 from weavenet.dataplane.model import MacAddress, PodLink, Programs
 from weavenet.dataplane.plan import DeleteDevice
 from weavenet.errors import LabError
-from weavenet.lab.process import execute
+from weavenet.lab.record import PodRecord
+from weavenet.lab.traffic import Route, throughput
 
 SETTINGS = HostSettings(mac=MacAddress(0x7A_00_00_00_00_01), programs=Programs("ingress-1", "egress-1"))
 SLOW, FAST = RateLimit(125_000, 12_500), RateLimit(90_000_000_000, 1 << 30)
@@ -107,12 +108,12 @@ MBIT_S = 20
 LIMITS = {"ingressRate": MBIT_S * 10**6, "ingressBurst": 10**6, "egressRate": MBIT_S * 10**6, "egressBurst": 10**6}
 
 
-def moved_mbit_s(node: NatHost, address: str, *options: str) -> float:
-    """Move data between the host and a pod for two seconds."""
-    argv = ["iperf3", "-c", address, "-C", "cubic", "-t", "2", "--json", *options]
-    outcome = execute(argv, namespace=node.lab.namespace("host1"), timeout_s=30)
-    assert outcome.status == 0, outcome.output
-    return json.loads(outcome.output)["end"]["sum_received"]["bits_per_second"] / 1e6
+def to_pod_mbit_s(node: NatHost, pod: PodRecord) -> float:
+    return throughput(node.lab, Route("host1", pod.name, pod.address), 2).mbit_s
+
+
+def from_pod_mbit_s(node: NatHost, pod: PodRecord) -> float:
+    return throughput(node.lab, Route(pod.name, "host1", "10.32.0.1"), 2).mbit_s
 
 
 @pytest.mark.kernel
@@ -120,13 +121,10 @@ def test_a_limited_pod_sends_and_receives_as_fast_as_it_may_and_others_faster(tm
     with nat_host(f"limits-{os.getpid()}", tmp_path) as node:
         node.start_agent("--expose-ip", "auto")
         limited, free = node.pod("limited", bandwidth=LIMITS), node.pod("free")
-        for pod in (limited, free):
-            node.lab.start(f"iperf3 {pod.name}", ["iperf3", "-s"], where=pod.name)
-            node.wait(lambda where=pod.name: ":5201" in node.run("ss", "-Hltn", where=where), "iperf3 does not listen")
         # Generous: what queues and bursts add is a tenth, and a machine that is busy takes away more.
-        assert MBIT_S / 3 < moved_mbit_s(node, limited.address) < MBIT_S * 1.3
-        assert MBIT_S / 3 < moved_mbit_s(node, limited.address, "-R") < MBIT_S * 1.3
-        assert moved_mbit_s(node, free.address) > MBIT_S * 2
+        assert MBIT_S / 3 < to_pod_mbit_s(node, limited) < MBIT_S * 1.3
+        assert MBIT_S / 3 < from_pod_mbit_s(node, limited) < MBIT_S * 1.3
+        assert to_pod_mbit_s(node, free) > MBIT_S * 2
         node.check(limited, bandwidth=LIMITS)
         with pytest.raises(LabError, match="the ingress limit is 20000000 bit/s"):
             node.check(limited, bandwidth=LIMITS | {"ingressRate": 10**6})

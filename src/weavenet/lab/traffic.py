@@ -14,12 +14,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from weavenet.errors import LabError
 from weavenet.lab.hosts import Lab
 from weavenet.lab.process import Deadline, execute, run
+
+_T = TypeVar("_T")
 
 IPERF_PORT = 5201
 PINGPONG_PORT = 5202
@@ -131,7 +134,7 @@ def throughput(lab: Lab, route: Route, duration_s: int) -> Throughput:
         spent_s = cpu_s() - before_s
     finally:
         lab.finish(server)
-    end = msgspec.json.decode(text, type=_Report).end
+    end = _read(text, _Report).end
     if end.sum_received.bytes == 0:
         raise LabError(f"nothing arrived from {route.source} at {route.target} in {duration_s} s")
     return Throughput(
@@ -139,6 +142,14 @@ def throughput(lab: Lab, route: Route, duration_s: int) -> Throughput:
         retransmits=end.sum_sent.retransmits,
         cpu_s_per_gbit=spent_s / (end.sum_received.bytes * 8 / 1e9),
     )
+
+
+def _read(text: str, kind: type[_T]) -> _T:
+    """Read what iperf3 printed. Raises LabError with its own words where a transfer came to nothing."""
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.DecodeError as error:
+        raise LabError(f"iperf3 did not report what it has measured: {error}; it printed {text[-300:]}") from None
 
 
 def packet_rate(lab: Lab, route: Route, duration_s: int) -> PacketRate:
@@ -152,7 +163,7 @@ def packet_rate(lab: Lab, route: Route, duration_s: int) -> PacketRate:
         text = run(argv, namespace=lab.namespace(route.source), timeout_s=duration_s + 20)
     finally:
         lab.finish(server)
-    found = msgspec.json.decode(text, type=_PacketReport).end.sum
+    found = _read(text, _PacketReport).end.sum
     return PacketRate(found.packets / found.seconds, (found.packets - found.lost_packets) / found.seconds)
 
 
