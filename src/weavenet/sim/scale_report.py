@@ -12,7 +12,7 @@ Written by `make scale`: the production node in virtual time (`src/weavenet/sim/
 phase). A node has about 12 connections. Everything is per node; bytes are what a node writes to TCP. *Compact* is the
 gossip between our own peers ([ADR 18](adr/0018-compact-gossip.md)); *Weave's* is the same node with that turned off.
 Virtual seconds, messages and bytes are the same at each run; processor time is the machine's, was taken beside other
-work, and includes the simulator's own.
+work, and includes the simulator's own. What is blank was not measured, as it takes hours of processor time.
 """
 
 
