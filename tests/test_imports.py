@@ -30,6 +30,22 @@ def test_importing_the_command_line_brings_in_neither_the_agent_nor_a_protocol()
     assert done.stdout.strip() == "[]"
 
 
+def test_the_init_container_imports_nothing_of_the_agent() -> None:
+    heavy = (
+        "asyncio",
+        "h11",
+        "nacl",
+        "uvloop",
+        "weavenet.agent.main",
+        "weavenet.ipam",
+        "weavenet.mesh",
+        "weavenet.node",
+    )
+    program = f"import sys, weavenet.agent.kube_main; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_an_agent_outside_of_kubernetes_does_not_pay_for_it() -> None:
     program = (
         "import sys, weavenet.agent.main; print([name for name in sys.modules if name.startswith('weavenet.kube')])"

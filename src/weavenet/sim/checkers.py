@@ -1,10 +1,10 @@
 """What must always be true, and what must become true; judged from outside the nodes.
 
 Always: no address belongs to two containers anywhere; an address that was promised is on the disk of the host that
-promised it, and is still its owner's after any restart; no connection ends for a reason that is the nodes' own, such as
-a message that nobody can read. At last, when everything has healed: all nodes see the same
-mesh, fully connected and established; all hold the same ring; and the data plane's tables carry a unicast between
-every pair of nodes, and a broadcast from any node to every other exactly once.
+promised it, and is still its owner's after any restart; no connection ends for a reason that is the nodes' own, such
+as a message that nobody can read. At last, when everything has healed: all nodes see the same mesh, fully connected
+and established; all hold the same ring; and the data plane's tables carry a unicast between every pair of nodes, and a
+broadcast from any node to every other exactly once.
 """
 
 import re
