@@ -126,8 +126,7 @@ def with_weave(stack: ExitStack, weaver: Path) -> list[Contender]:
 
 def _weave_alone(stack: ExitStack, weaver: Path, password: str) -> list[Contender]:
     name, suffix = ("weave-sealed", ", password") if password else ("weave", "")
-    lab = Lab.create(Paths(f"bench-{name}"), owner=this_process())
-    stack.callback(lab.down)
+    lab = _lab(stack, name)
     real = RealWeave(lab, weaver)
     one, two = lab.add_host(), lab.add_host()
     real.start(one, consensus=2, password=password)
@@ -138,8 +137,7 @@ def _weave_alone(stack: ExitStack, weaver: Path, password: str) -> list[Contende
 
 def _weave_mixed(stack: ExitStack, weaver: Path, password: str) -> list[Contender]:
     name, suffix = ("mixed-sealed", ", password") if password else ("mixed", "")
-    lab = Lab.create(Paths(f"bench-{name}"), owner=this_process())
-    stack.callback(lab.down)
+    lab = _lab(stack, name)
     real = RealWeave(lab, weaver)
     theirs, ours = lab.add_host(), lab.add_host()
     real.start(theirs, consensus=2, password=password)
@@ -155,6 +153,13 @@ def _weave_mixed(stack: ExitStack, weaver: Path, password: str) -> list[Contende
     ]
 
 
+def _lab(stack: ExitStack, name: str) -> Lab:
+    """Make a lab that is there until the stack is closed."""
+    lab = Lab.create(Paths(f"bench-{name}"), owner=this_process())
+    stack.callback(lab.down)
+    return lab
+
+
 def _password_file(lab: Lab, password: str) -> Path:
     file = lab.paths.state / "password"
     file.touch(mode=0o600)
@@ -163,8 +168,7 @@ def _password_file(lab: Lab, password: str) -> Path:
 
 
 def _sleeve(stack: ExitStack, name: str, title: str, *options: str, has_password: bool = False) -> Contender:
-    lab = Lab.create(Paths(f"bench-{name}"), owner=this_process())
-    stack.callback(lab.down)
+    lab = _lab(stack, name)
     if has_password:
         options = (*options, f"--password-file={_password_file(lab, secrets.token_hex())}")
     bring_up(lab, 2, options=["--no-fastdp", *options])
