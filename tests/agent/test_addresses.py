@@ -9,7 +9,7 @@ from virtual_time import run, settle
 from weavenet.address import Cidr, parse_address
 from weavenet.agent.addresses import ALLOCATE_S, EXPOSED, NodeAddresses
 from weavenet.effects import Refused
-from weavenet.errors import IpamError, KernelError
+from weavenet.errors import IpamError, IpamWaitError, KernelError
 from weavenet.ipam.modes import Consensus
 from weavenet.node import inputs as i
 
@@ -78,6 +78,16 @@ def test_a_certain_address_is_given_to_one_only() -> None:
                 with pytest.raises(IpamError, match="is no host's address in"):
                     await addresses.assign("c2/eth0", parse_address(nobodys), subnet)
             assert await addresses.lookup("c2/eth0") == ()
+
+    run(scenario())
+
+
+def test_a_certain_address_that_cannot_be_given_yet_is_worth_another_try() -> None:
+    async def scenario() -> None:
+        async with running(mode=Consensus(3), disk_is_prompt=True) as agent:
+            addresses, _ = addresses_of(agent)
+            with pytest.raises(IpamWaitError, match=r"10\.32\.0\.200/24 could not be claimed"):
+                await addresses.assign("c1/eth0", parse_address("10.32.0.200"), None)
 
     run(scenario())
 

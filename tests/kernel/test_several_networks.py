@@ -155,6 +155,28 @@ def test_a_pod_gets_the_address_that_it_asks_for_on_either_kind_of_network_and_n
         assert masters(lab, host) == ["weave", "weave"]
 
 
+def test_an_address_that_is_asked_for_comes_from_whichever_host_owns_it_but_only_if_it_is_free(tmp_path: Path) -> None:
+    with mesh_lab.running_lab(tmp_path, "begged", 2) as lab:
+        one, two = lab.record.hosts
+        pod, other = lab.add_pod(one), lab.add_pod(two)
+        for wanted in ("10.33.0.7", "10.46.0.7"):  # one in each host's share
+            subnet = wanted.rpartition(".")[0] + ".0/24"
+            asking = {
+                **CNI_CONFIGURATION,
+                "name": "backend",
+                "ipam": {"type": "weave-ipam", "subnet": subnet},
+                "runtimeConfig": {"ips": [wanted]},
+            }
+            here, inside = second(lab, one, pod, "net1", **asking)
+            there, beyond = second(lab, two, other, "net1", **asking)
+            for holder, sandbox, loser, outside in ((here, inside, there, beyond), (there, beyond, here, inside)):
+                result = holder.add(sandbox)
+                assert json.loads(result)["ips"][0]["address"] == f"{wanted}/24"
+                with pytest.raises(LabError, match=rf"{wanted}/24 is (owned by other peer|already owned)"):
+                    loser.add(outside)
+                holder.delete(sandbox, result)
+
+
 @contextlib.contextmanager
 def api_server(lab: Lab, base: Path, where: HostRecord) -> Iterator[str]:
     listen, control = f"{where.address}:6443", base / "api.sock"

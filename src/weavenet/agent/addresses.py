@@ -74,7 +74,7 @@ class NodeAddresses:
             case Done():
                 return
             case Cancelled():
-                raise IpamError(f"{address} could not be claimed within {ALLOCATE_S:.0f} s; {self._why_waiting()}")
+                raise IpamWaitError(f"{address} could not be claimed within {ALLOCATE_S:.0f} s; {self._why_waiting()}")
             case _:
                 raise IpamError(_reason(outcome))
 
